@@ -1,0 +1,39 @@
+//! What happened, for people and for `events --follow`. Appended in the same transaction as the change it tells of.
+
+use crate::{EventSeq, TenantId, TimeMs};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    pub seq: EventSeq,
+    pub at: TimeMs,
+    pub severity: Severity,
+    /// `host/h1`, `vm/vm-..`, `plan/42`, `migration/7`, `cluster`, ...
+    pub object: String,
+    /// Who may see it besides operators.
+    pub tenant: Option<TenantId>,
+    /// A stable word for programs: `vm-created`, `host-hot`, `migration-done`, ...
+    pub kind: String,
+    /// One sentence for people; where something failed, it says what to do.
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    Info,
+    Warning,
+    /// A person has to act: drover has tried what it may.
+    Escalation,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Escalation => "escalation",
+        })
+    }
+}

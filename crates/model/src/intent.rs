@@ -1,0 +1,179 @@
+//! What somebody decided. These are the objects of the store; every one is changed by compare-and-swap only.
+
+use crate::{
+    Bytes, Generation, GroupId, HostId, ImageId, MigrationId, Millis, NetworkId, TenantId, TimeMs, VmId, VmName,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A cloud consumer. Owns vms and API tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenant {
+    pub id: TenantId,
+    pub created_at: TimeMs,
+}
+
+/// What vms are created from. The files lie in the shared image directory under `images/<id>/`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    pub id: ImageId,
+    pub created_at: TimeMs,
+    /// Linux kernel for direct boot; without one the firmware boots from the disk.
+    pub kernel: Option<ImageFile>,
+    pub initrd: Option<ImageFile>,
+    /// qcow2 backing file of every vm's disk; without one the vm has no disk.
+    pub disk: Option<ImageFile>,
+    /// Kernel command line, before what drover adds for the vm.
+    pub cmdline: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFile {
+    pub size: Bytes,
+    /// Lower-case hexadecimal SHA-256 of the content.
+    pub sha256: String,
+}
+
+/// A host that has joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    pub id: HostId,
+    pub joined_at: TimeMs,
+    /// Drained by command: its vms leave, none come, until it is given back.
+    pub maintenance: bool,
+    pub power: PowerIntent,
+    /// The last capacity its agent reported; still known while the host sleeps.
+    pub capacity: Option<crate::inventory::Capacity>,
+    /// Likewise the networks it is attached to.
+    pub networks: BTreeSet<NetworkId>,
+    /// Measured time from power-on to the agent's first word, for the planner.
+    pub boot_time: Option<Millis>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PowerIntent {
+    On,
+    /// Put to sleep by the planner, which may wake it.
+    Asleep,
+    /// Switched off by command: stays off until switched on by command.
+    Off,
+}
+
+/// What a vm should be, as its owner asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    pub name: VmName,
+    pub tenant: TenantId,
+    pub image: ImageId,
+    /// 1 to 64.
+    pub vcpus: u32,
+    /// 32 MiB to 1 TiB, whole MiB.
+    pub memory: Bytes,
+    pub nic: Option<Nic>,
+    /// Never on one host with another vm of this group and tenant.
+    pub anti_affinity: Option<GroupId>,
+    /// If not empty: runs on these hosts only.
+    pub pinned_to: BTreeSet<HostId>,
+    /// Handed to the guest on its kernel command line as `drover.<key>=<value>`.
+    pub guest_args: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    pub network: NetworkId,
+    /// Locally administered, derived from the vm id, so it moves with the vm.
+    pub mac: String,
+    /// Address in CIDR form, told to the guest as `drover.address`; the network is flat, nothing enforces it yet.
+    pub address: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunIntent {
+    Running,
+    Stopped,
+}
+
+/// A vm: what it should be, and who has the right to run it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    pub id: VmId,
+    pub spec: VmSpec,
+    pub created_at: TimeMs,
+    pub run: RunIntent,
+    /// The one host that may run it, at `generation`; `None` until placed.
+    pub host: Option<HostId>,
+    pub generation: Generation,
+    /// The move under way, if any.
+    pub migration: Option<MigrationId>,
+    /// When it last arrived on another host.
+    pub moved_at: Option<TimeMs>,
+    /// Where it was before that.
+    pub moved_from: Option<HostId>,
+    /// Its owner removed it; it goes once every host has let go of it.
+    pub deleting: bool,
+    /// Hosts that have lost the right to run it, or never got it, and have not yet been seen without it.
+    #[serde(default)]
+    pub remains_on: BTreeSet<HostId>,
+}
+
+impl Vm {
+    /// Locally administered unicast MAC (IEEE 802-2014, clause 8.2) from the vm id by FNV-1a: stable
+    /// for the vm's life. 40 bits, so two in a million vms share one with a chance of one half; a
+    /// network that minds must give its own.
+    pub fn derived_mac(id: &VmId) -> String {
+        let hash = id
+            .as_str()
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let b = hash.to_be_bytes();
+        format!("52:{:02x}:{:02x}:{:02x}:{:02x}:{:02x}", b[3], b[4], b[5], b[6], b[7])
+    }
+}
+
+/// Who a token speaks for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "role")]
+pub enum Role {
+    /// Owns hosts, storage and policy; sees everything.
+    Operator,
+    /// Sees and changes the tenant's own things only.
+    Tenant { tenant: TenantId },
+}
+
+/// An API token. Only the hash of its secret is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiToken {
+    pub id: crate::TokenId,
+    /// Lower-case hexadecimal SHA-256 of the secret (256 random bits, so a slow hash adds nothing).
+    pub secret_sha256: String,
+    pub role: Role,
+    pub created_at: TimeMs,
+    pub expires_at: Option<TimeMs>,
+}
+
+/// A one-time right for one host to join. Gone once used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    pub id: crate::TokenId,
+    pub secret_sha256: String,
+    /// The only host that may use it.
+    pub host: HostId,
+    pub created_at: TimeMs,
+    pub expires_at: TimeMs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derived_mac_is_unicast_and_locally_administered() {
+        let mac = Vm::derived_mac(&"vm-abcdefghijkl".parse().unwrap());
+        let first = u8::from_str_radix(&mac[0..2], 16).unwrap();
+        assert_eq!(first & 0b11, 0b10, "{mac}");
+        assert_eq!(mac.len(), 17);
+        assert_ne!(mac, Vm::derived_mac(&"vm-abcdefghijkm".parse().unwrap()));
+    }
+}

@@ -1,0 +1,23 @@
+//! The nouns of drover: identities, units, intent, inventory, load, findings, plans, migrations, events.
+//!
+//! Three kinds of fact are kept apart everywhere:
+//! - **intent**: what somebody decided (kept in the store, changed by compare-and-swap): [`intent`];
+//! - **inventory**: what an agent sees on its host, with the time it was seen: [`inventory`];
+//! - **load**: measured samples in bounded windows, never stored: [`load`].
+//!
+//! Nothing here does I/O, reads a clock or draws a random number: time and identities are passed in.
+
+pub mod command;
+pub mod event;
+pub mod ids;
+pub mod intent;
+pub mod inventory;
+pub mod load;
+pub mod migration;
+pub mod plan;
+pub mod policy;
+pub mod units;
+pub mod world;
+
+pub use ids::*;
+pub use units::*;
