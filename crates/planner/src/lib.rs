@@ -1,0 +1,31 @@
+//! Judgement: `World -> Findings -> Plan`, and the checker that trusts none of it.
+//!
+//! Pure, synchronous and deterministic: no I/O, no clock, no state between calls; equal worlds give equal plans, with
+//! ties broken by id. Everything is compared in money (`cost`), hard rules are never traded (`rules`).
+//!
+//! ```text
+//!   World ──▶ detect ──▶ Findings ──▶ plan ──▶ Plan ──▶ check ──▶ must be empty
+//!               │                      │        └─────▶ apply ──▶ the World predicted
+//!               └── problem, forecast ─┤
+//!                                      └── search: evacuate, relieve, exchange, wake, consolidate
+//! ```
+//! `checker` uses nothing of the other modules, and none of them uses it.
+
+mod apply;
+mod checker;
+mod cost;
+mod detect;
+mod forecast;
+mod place;
+mod plan;
+mod problem;
+mod rules;
+mod search;
+mod verify;
+
+pub use apply::apply;
+pub use checker::{Violation, check};
+pub use detect::detect;
+pub use place::{Placement, Refusal, objection, place};
+pub use plan::plan;
+pub use verify::verify;

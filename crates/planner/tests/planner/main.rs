@@ -1,0 +1,8 @@
+//! The planner as a whole: scenarios with their expected findings and plans, and properties over random worlds.
+
+mod checks;
+mod cluster;
+mod properties;
+
+mod scenarios;
+mod verification;
