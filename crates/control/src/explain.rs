@@ -1,0 +1,299 @@
+//! `drover explain OBJECT`: what is so, why, and why not otherwise, from the records of the decisions themselves.
+
+use crate::Control;
+use crate::interface::{Actor, Refusal};
+use drover_model::event::Event;
+use drover_model::intent::{Host, Role, Vm};
+use drover_model::migration::{MigrationPhase, MigrationRecord};
+use drover_model::plan::{Action, Heat, Plan, PlanRecord, PlanState, Rejected, StepState};
+use drover_model::world::HostState;
+use drover_model::{HostId, MigrationId, PlanId, TimeMs, VmId};
+
+const HISTORY_MAX: usize = 20;
+const REJECTED_MAX: usize = 10;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explanation {
+    /// As asked: `vm/web-3`, `host/h1`, `plan/42`, `migration/7`, `cluster`.
+    pub object: String,
+    /// One paragraph.
+    pub answer: String,
+    pub because: Vec<String>,
+    /// What was considered and lost, and to what.
+    pub rejected: Vec<String>,
+    /// Newest last.
+    pub history: Vec<Event>,
+}
+
+impl Control {
+    /// Why this object is as it is. A tenant may ask about its own vms.
+    pub fn explain(&self, object: &str, actor: &Actor, now: TimeMs) -> Result<Explanation, Refusal> {
+        let (kind, id) = object.split_once('/').unwrap_or((object, ""));
+        let unknown = || {
+            Refusal::not_found(format!(
+                "{object:?} can't be explained: ask for vm/NAME, host/NAME, plan/NUMBER, migration/NUMBER or cluster"
+            ))
+        };
+        if actor.role != Role::Operator && kind != "vm" {
+            return Err(unknown());
+        }
+        match kind {
+            "cluster" => Ok(self.explain_cluster()),
+            "vm" => {
+                let (tenant, name) = match id.split_once('/') {
+                    Some((tenant, name)) => (tenant.parse().ok(), name),
+                    None => (None, id),
+                };
+                let vm = self.find_vm(name, actor, tenant.as_ref())?;
+                Ok(self.explain_vm(object, self.require::<Vm>(&vm, "vm")?, actor))
+            }
+            "host" => {
+                let id: HostId = id.parse().map_err(|_| unknown())?;
+                Ok(self.explain_host(self.require::<Host>(&id, "host")?, now))
+            }
+            "plan" => {
+                let id: PlanId = id.parse().map_err(|_| unknown())?;
+                Ok(self.explain_plan(self.require::<PlanRecord>(&id, "plan")?))
+            }
+            "migration" => {
+                let id: MigrationId = id.parse().map_err(|_| unknown())?;
+                Ok(self.explain_migration(self.require::<MigrationRecord>(&id, "migration")?))
+            }
+            _ => Err(unknown()),
+        }
+    }
+
+    fn history(&self, object: &str) -> Vec<Event> {
+        let mut events: Vec<Event> =
+            self.tables.events.iter().rev().filter(|event| event.object == object).take(HISTORY_MAX).cloned().collect();
+        events.reverse();
+        events
+    }
+
+    fn name(&self, vm: &VmId) -> String {
+        self.vm(vm).map_or_else(|| vm.to_string(), |row| row.spec.name.to_string())
+    }
+
+    fn say(&self, action: &Action) -> String {
+        match action {
+            Action::Migrate { vm, from, to, .. } => format!("move {} from {from} to {to}", self.name(vm)),
+            Action::PowerOn { host } => format!("power {host} on"),
+            Action::PowerOff { host } => format!("power {host} off"),
+        }
+    }
+
+    fn say_rejected(&self, rejected: &Rejected) -> String {
+        format!("{}: {}", self.say(&rejected.action), rejected.because)
+    }
+
+    /// The newest judgement, carried out or not: the answer to "why did nothing move?".
+    fn latest_plan(&self) -> Option<&Plan> {
+        let recorded = self.plans().next_back().map(|record| &record.plan);
+        match (recorded, self.planning.idle()) {
+            (Some(recorded), Some(idle)) if idle.made_at >= recorded.made_at => Some(idle),
+            (None, idle) => idle,
+            (recorded, _) => recorded,
+        }
+    }
+
+    fn explain_cluster(&self) -> Explanation {
+        let mut because = Vec::new();
+        if self.brake {
+            because.push("most hosts went quiet at once, so nothing is moved until they answer".to_owned());
+        }
+        let answer = match self.findings() {
+            Some(findings) => format!("The cluster is {}: {}.", findings.scenario, findings.why),
+            None => "The cluster has not been looked at yet.".to_owned(),
+        };
+        let latest = self.latest_plan();
+        because.extend(latest.map(|plan| format!("latest judgement: {}", plan.why)));
+        let rejected = latest.map(|plan| plan.rejected.as_slice()).unwrap_or_default();
+        Explanation {
+            object: "cluster".to_owned(),
+            answer,
+            because,
+            rejected: rejected.iter().take(REJECTED_MAX).map(|rejected| self.say_rejected(rejected)).collect(),
+            history: self.history("cluster"),
+        }
+    }
+
+    fn explain_vm(&self, object: &str, vm: &Vm, actor: &Actor) -> Explanation {
+        let status = self.vm_status(&vm.id);
+        let name = &vm.spec.name;
+        let place = vm.host.as_ref().map_or_else(|| "nowhere yet".to_owned(), |host| format!("on {host}"));
+        let why = status.why.map(|why| format!(" ({why})")).unwrap_or_default();
+        let answer = format!("{name} is {}, {place}{why}.", status.phase);
+        let mut because = Vec::new();
+        if let Some(last) = self.migrations().rev().find(|m| m.vm == vm.id) {
+            because.push(self.say_migration(last));
+            if let Some(record) = last.plan.and_then(|id| self.plan(id)) {
+                because.push(self.say_plan(record));
+                because.extend(record.verification.as_ref().map(|v| format!("afterwards: {}", v.summary)));
+            }
+        } else {
+            let placed =
+                self.tables.events.iter().rev().find(|e| e.kind == "vm-placed" && e.object == format!("vm/{}", vm.id));
+            because.extend(placed.map(|event| event.text.clone()));
+        }
+        if !vm.spec.pinned_to.is_empty() {
+            let hosts: Vec<&str> = vm.spec.pinned_to.iter().map(HostId::as_str).collect();
+            because.push(format!("it is pinned to {}", hosts.join(", ")));
+        }
+        because.extend(
+            vm.spec.anti_affinity.as_ref().map(|group| format!("it shares no host with others of group {group}")),
+        );
+        let concerns =
+            |rejected: &&Rejected| matches!(&rejected.action, Action::Migrate { vm: id, .. } if *id == vm.id);
+        // Alternatives name other tenants' hosts and load: for operators only.
+        let rejected = match (&actor.role, self.latest_plan()) {
+            (Role::Operator, Some(plan)) => {
+                plan.rejected.iter().filter(concerns).take(REJECTED_MAX).map(|r| self.say_rejected(r)).collect()
+            }
+            _ => Vec::new(),
+        };
+        Explanation {
+            object: object.to_owned(),
+            answer,
+            because,
+            rejected,
+            history: self.history(&format!("vm/{}", vm.id)),
+        }
+    }
+
+    fn explain_host(&self, host: &Host, now: TimeMs) -> Explanation {
+        let status = self.host_status(&host.id);
+        let vms = self.vms_on(&host.id).count();
+        let state = match status.state {
+            HostState::Unknown => "not heard of since the server started",
+            HostState::Up => "up",
+            HostState::Suspect => "quiet",
+            HostState::Down => "silent and not used",
+            HostState::Asleep => "asleep",
+            HostState::Waking => "waking",
+            HostState::FallingAsleep => "falling asleep",
+        };
+        let since = now.since(status.since);
+        let answer = format!("{} has been {state} for {since} and has the right to run {vms} vms.", host.id);
+        let mut because = Vec::new();
+        if host.maintenance {
+            because.push("it is drained for maintenance: its vms leave and none come".to_owned());
+        }
+        if let Some(finding) = self.findings().and_then(|findings| findings.hosts.get(&host.id)) {
+            let heat = match finding.heat {
+                Heat::Hot => "hot",
+                Heat::Warm => "neither hot nor cold",
+                Heat::Cold => "cold",
+                Heat::Unknown => "of unknown load",
+            };
+            because.push(match &finding.evidence {
+                Some(e) => format!(
+                    "it is {heat}: {} of its {} is wanted now and {} is forecast; {} of the last {} samples passed {}",
+                    e.last, e.resource, e.forecast, e.hits, e.needed.n, e.threshold
+                ),
+                None => format!("it is {heat}"),
+            });
+        }
+        if !status.power_managed {
+            because.push("it has no power driver, so drover never switches it off".to_owned());
+        }
+        let latest = self.latest_plan();
+        because.extend(latest.map(|plan| format!("latest judgement: {}", plan.why)));
+        let concerns = |rejected: &&Rejected| match &rejected.action {
+            Action::Migrate { from, to, .. } => *from == host.id || *to == host.id,
+            Action::PowerOn { host: id } | Action::PowerOff { host: id } => *id == host.id,
+        };
+        let rejected = latest.map(|plan| plan.rejected.as_slice()).unwrap_or_default();
+        Explanation {
+            object: format!("host/{}", host.id),
+            answer,
+            because,
+            rejected: rejected.iter().filter(concerns).take(REJECTED_MAX).map(|r| self.say_rejected(r)).collect(),
+            history: self.history(&format!("host/{}", host.id)),
+        }
+    }
+
+    fn say_plan(&self, record: &PlanRecord) -> String {
+        let predicted = &record.plan.predicted;
+        format!(
+            "plan {} ({}): {}; it was to gain {} within the horizon, after {} for moving",
+            record.id, record.plan.scenario, record.plan.why, predicted.gain, predicted.moving_cost
+        )
+    }
+
+    fn explain_plan(&self, record: &PlanRecord) -> Explanation {
+        let state = match &record.state {
+            PlanState::Proposed => "waits for approval".to_owned(),
+            PlanState::Running => "is being carried out".to_owned(),
+            PlanState::Settling => "is carried out; its effect settles".to_owned(),
+            PlanState::Done => "is done".to_owned(),
+            PlanState::Failed { why } => format!("was not carried out whole: {why}"),
+            PlanState::Rejected { by } => format!("was rejected by {by}"),
+            PlanState::Superseded { why } => format!("was superseded: {why}"),
+        };
+        let steps = record.plan.steps.iter().zip(&record.steps).map(|(step, state)| {
+            let state = match state {
+                StepState::Waiting => "waiting".to_owned(),
+                StepState::Running { .. } => "running".to_owned(),
+                StepState::Done { .. } => "done".to_owned(),
+                StepState::Failed { why, .. } => format!("failed: {why}"),
+                StepState::Skipped => "skipped".to_owned(),
+            };
+            format!(
+                "{}, because {} (gains {}, costs {}): {state}",
+                self.say(&step.action),
+                step.reason,
+                step.gain,
+                step.cost
+            )
+        });
+        let mut because = vec![record.findings.why.clone()];
+        because.extend(steps);
+        because.extend(record.verification.as_ref().map(|v| format!("afterwards: {}", v.summary)));
+        Explanation {
+            object: format!("plan/{}", record.id),
+            answer: format!("{}. It {state}.", self.say_plan(record)),
+            because,
+            rejected: record.plan.rejected.iter().take(REJECTED_MAX).map(|r| self.say_rejected(r)).collect(),
+            history: self.history(&format!("plan/{}", record.id)),
+        }
+    }
+
+    fn say_migration(&self, record: &MigrationRecord) -> String {
+        let outcome = match (&record.phase, &record.report) {
+            (MigrationPhase::Done, Some(report)) => format!(
+                "done in {}, stood still for {} ({} waiting for the commit, {} copying, {} resuming), {} sent in {} rounds",
+                report.total,
+                report.downtime,
+                report.downtime_phases.commit,
+                report.downtime_phases.copy,
+                report.downtime_phases.resume,
+                report.transferred,
+                report.rounds
+            ),
+            (MigrationPhase::Failed { why } | MigrationPhase::TakenBack { why }, _) => why.clone(),
+            (MigrationPhase::Cancelled { by }, _) => format!("cancelled by {by}"),
+            (phase, _) => phase.word().to_owned(),
+        };
+        format!(
+            "migration {}: {} from {} to {}, because {}: {outcome}",
+            record.id,
+            self.name(&record.vm),
+            record.from,
+            record.to,
+            record.reason
+        )
+    }
+
+    fn explain_migration(&self, record: &MigrationRecord) -> Explanation {
+        let plan = record.plan.and_then(|id| self.plan(id));
+        Explanation {
+            object: format!("migration/{}", record.id),
+            answer: format!("{}.", self.say_migration(record)),
+            because: plan.map(|plan| self.say_plan(plan)).into_iter().collect(),
+            rejected: plan
+                .map(|plan| plan.plan.rejected.iter().take(REJECTED_MAX).map(|r| self.say_rejected(r)).collect())
+                .unwrap_or_default(),
+            history: self.history(&format!("vm/{}", record.vm)),
+        }
+    }
+}

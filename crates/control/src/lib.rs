@@ -1,0 +1,303 @@
+//! The loops of the control plane as one state machine without I/O: `step(now, Input) -> Effects`.
+//!
+//! ```text
+//!   Input ─▶ hear (live)  or  requests ─▶ membership ─▶ power ─▶ migrate ─▶ lifecycle ─▶ planning ─▶ Effects
+//! ```
+//!
+//! One module per mechanism; this file only dispatches. The loops are level-triggered: at each turn they compare
+//! intent ([`tables`]) with what is observed ([`live`]) and say what is missing, so a lost message, a
+//! restart of the server or of an agent needs no special case. What one step changes becomes one
+//! transaction, which is durable before any command of that step leaves.
+
+mod explain;
+pub mod interface;
+mod lifecycle;
+mod live;
+mod membership;
+mod migrate;
+mod planning;
+mod power;
+mod requests;
+mod tables;
+mod world;
+
+pub use explain::Explanation;
+pub use tables::EVENTS_MAX;
+pub use world::VmStatus;
+
+use drover_model::event::Event;
+use drover_model::intent::{ApiToken, Host, Image, Role, Tenant, Vm};
+use drover_model::inventory::HostFacts;
+use drover_model::load::HostSample;
+use drover_model::migration::{MigrationProgress, MigrationRecord};
+use drover_model::plan::{Findings, PlanRecord};
+use drover_model::policy::Policy;
+use drover_model::world::HostState;
+use drover_model::{EventSeq, HostId, ImageId, MigrationId, PlanId, Revision, TenantId, TimeMs, VmId};
+use interface::{Actor, AgentMessage, Effect, Input, ObjectKey, Refusal, RefusalKind, Stored};
+use live::{Heard, Live};
+use std::collections::BTreeSet;
+use tables::{Entity, Tables};
+
+/// What the configuration says and the store does not.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Hosts with a power driver.
+    pub power_managed: BTreeSet<HostId>,
+    /// Taken when the store holds no policy yet.
+    pub initial_policy: Policy,
+}
+
+/// The control plane's state machine.
+#[derive(Debug)]
+pub struct Control {
+    settings: Settings,
+    started_at: TimeMs,
+    tables: Tables,
+    live: Live,
+    power: power::Power,
+    lifecycle: lifecycle::Lifecycle,
+    migrate: migrate::Migrate,
+    planning: planning::Planning,
+    /// Most hosts look dead at once: see [`membership`].
+    brake: bool,
+}
+
+/// How a host stands, for those who read.
+#[derive(Debug, Clone, Copy)]
+pub struct HostStatus<'a> {
+    pub state: HostState,
+    pub since: TimeMs,
+    pub facts: Option<&'a HostFacts>,
+    pub last_report: Option<TimeMs>,
+    pub sample: Option<&'a HostSample>,
+    pub power_managed: bool,
+    pub connected: bool,
+}
+
+impl Control {
+    /// From what the store holds. `events`: the newest, oldest first. Live state starts unknown.
+    pub fn load(stored: Vec<Stored>, events: Vec<Event>, revision: Revision, settings: Settings, now: TimeMs) -> Self {
+        let mut tables = Tables::load(stored, events, revision);
+        if tables.get::<Policy>(&()).is_none() {
+            tables.put(settings.initial_policy.clone());
+        }
+        let planning = planning::Planning::resume(&tables);
+        Self {
+            settings,
+            started_at: now,
+            tables,
+            live: Live::default(),
+            power: power::Power::default(),
+            lifecycle: lifecycle::Lifecycle::default(),
+            migrate: migrate::Migrate::default(),
+            planning,
+            brake: false,
+        }
+    }
+
+    /// Takes one thing in; says what must be done about it, in order. `now` never goes back.
+    pub fn step(&mut self, now: TimeMs, input: Input) -> Vec<Effect> {
+        let mut reply = None;
+        match input {
+            Input::Tick => self.turn(now),
+            Input::Request(request) => {
+                let id = request.id;
+                reply = Some(Effect::Reply { request: id, result: requests::handle(self, now, request) });
+            }
+            Input::Agent { host, connection, message } => {
+                let heard = self.live.hear(now, &host, connection, &message);
+                self.hear(now, &host, heard, message);
+            }
+            Input::Power { host, op, result } => power::finished(self, now, &host, op, result),
+        }
+        let mut effects: Vec<Effect> = self.tables.take_commit().map(Effect::Commit).into_iter().collect();
+        effects.append(&mut self.live.effects);
+        effects.extend(reply);
+        effects
+    }
+
+    fn turn(&mut self, now: TimeMs) {
+        membership::turn(self, now);
+        power::turn(self, now);
+        migrate::turn(self, now);
+        lifecycle::turn(self, now);
+        planning::turn(self, now);
+        requests::retain(self, now);
+    }
+
+    fn hear(&mut self, now: TimeMs, host: &HostId, heard: Heard, message: AgentMessage) {
+        match (heard, message) {
+            (Heard::Stale, _) => {}
+            (Heard::Answer(answered), _) => {
+                migrate::answered(self, now, host, &answered);
+                lifecycle::answered(self, now, host, &answered);
+            }
+            (Heard::Fresh, AgentMessage::Connected { facts, .. }) => {
+                self.note_facts(host, &facts);
+                power::connected(self, now, host);
+                self.turn(now);
+            }
+            (Heard::Fresh, AgentMessage::Migration { vm, migration, update }) => {
+                migrate::updated(self, now, host, &vm, migration, update);
+            }
+            (Heard::Fresh, AgentMessage::Disconnected | AgentMessage::Report { .. } | AgentMessage::Answer { .. }) => {}
+        }
+    }
+
+    /// What the host can give is kept in the store: it is still needed while the host sleeps.
+    fn note_facts(&mut self, host: &HostId, facts: &HostFacts) {
+        let known = |row: &Host| row.capacity == Some(facts.capacity) && row.networks == facts.networks;
+        if self.tables.get::<Host>(host).is_some_and(|row| !known(row)) {
+            self.tables.change::<Host>(host, |row| {
+                row.capacity = Some(facts.capacity);
+                row.networks = facts.networks.clone();
+            });
+        }
+    }
+
+    /// The vms that have the right to run on this host.
+    fn vms_on<'a>(&'a self, host: &'a HostId) -> impl Iterator<Item = &'a Vm> {
+        self.tables.all::<Vm>().filter(move |vm| vm.host.as_ref() == Some(host))
+    }
+}
+
+/// Reading. Nothing here changes anything.
+impl Control {
+    pub fn revision(&self) -> Revision {
+        self.tables.revision
+    }
+
+    /// When the object was last changed; `None` if there is none.
+    pub fn revision_of(&self, key: &ObjectKey) -> Option<Revision> {
+        self.tables.revision_of(key)
+    }
+
+    /// Who a bearer's secret (its SHA-256 in lower-case hexadecimal) speaks for. `None`: unknown or expired.
+    pub fn authenticate(&self, secret_sha256: &str, now: TimeMs) -> Option<Actor> {
+        self.tables
+            .all::<ApiToken>()
+            .find(|token| token.secret_sha256 == secret_sha256)
+            .filter(|token| token.expires_at.is_none_or(|at| now < at))
+            .map(|token| Actor { name: token.id.to_string(), role: token.role.clone() })
+    }
+
+    pub fn policy(&self) -> &Policy {
+        self.tables.get::<Policy>(&()).unwrap_or(&self.settings.initial_policy)
+    }
+
+    /// Of the last round of detection; `None` before the first.
+    pub fn findings(&self) -> Option<&Findings> {
+        self.planning.findings()
+    }
+
+    /// Whether the cluster-wide brake is on: most hosts went quiet at once.
+    pub fn brake(&self) -> bool {
+        self.brake
+    }
+
+    pub fn tenants(&self) -> impl Iterator<Item = &Tenant> {
+        self.tables.all()
+    }
+
+    pub fn tenant(&self, id: &TenantId) -> Option<&Tenant> {
+        self.tables.get(id)
+    }
+
+    pub fn api_tokens(&self) -> impl Iterator<Item = &ApiToken> {
+        self.tables.all()
+    }
+
+    pub fn images(&self) -> impl Iterator<Item = &Image> {
+        self.tables.all()
+    }
+
+    pub fn image(&self, id: &ImageId) -> Option<&Image> {
+        self.tables.get(id)
+    }
+
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.tables.all()
+    }
+
+    pub fn host(&self, id: &HostId) -> Option<&Host> {
+        self.tables.get(id)
+    }
+
+    pub fn vms(&self) -> impl Iterator<Item = &Vm> {
+        self.tables.all()
+    }
+
+    pub fn vm(&self, id: &VmId) -> Option<&Vm> {
+        self.tables.get(id)
+    }
+
+    pub fn migrations(&self) -> impl DoubleEndedIterator<Item = &MigrationRecord> {
+        self.tables.all()
+    }
+
+    pub fn migration(&self, id: MigrationId) -> Option<&MigrationRecord> {
+        self.tables.get(&id)
+    }
+
+    pub fn migration_progress(&self, id: MigrationId) -> Option<&MigrationProgress> {
+        self.migrate.progress(id)
+    }
+
+    pub fn plans(&self) -> impl DoubleEndedIterator<Item = &PlanRecord> {
+        self.tables.all()
+    }
+
+    pub fn plan(&self, id: PlanId) -> Option<&PlanRecord> {
+        self.tables.get(&id)
+    }
+
+    pub fn host_status(&self, id: &HostId) -> HostStatus<'_> {
+        let live = self.live.hosts.get(id);
+        HostStatus {
+            state: self.live.state(id),
+            since: live.map_or(self.started_at, |live| live.since),
+            facts: live.and_then(|live| live.facts.as_ref()),
+            last_report: live.and_then(|live| live.reported_at),
+            sample: live.and_then(|live| live.load.last()).map(|(_, sample)| sample),
+            power_managed: self.settings.power_managed.contains(id),
+            connected: live.is_some_and(|live| live.connection.is_some()),
+        }
+    }
+
+    /// Entries after `after`, oldest first, at most `limit`. Those older than the newest [`EVENTS_MAX`] are gone.
+    pub fn events(&self, after: EventSeq, limit: usize) -> Vec<&Event> {
+        let first = self.tables.events.partition_point(|event| event.seq <= after);
+        self.tables.events.iter().skip(first).take(limit).collect()
+    }
+
+    /// A vm by id, or by name: within the caller's tenant; an operator may name the tenant, and must if
+    /// the name is not unique. Another tenant's vm is not found.
+    pub fn find_vm(&self, reference: &str, actor: &Actor, tenant: Option<&TenantId>) -> Result<VmId, Refusal> {
+        let within = match &actor.role {
+            Role::Operator => tenant,
+            Role::Tenant { tenant } => Some(tenant),
+        };
+        let mut found = self
+            .tables
+            .all::<Vm>()
+            .filter(|vm| within.is_none_or(|tenant| vm.spec.tenant == *tenant))
+            .filter(|vm| vm.id.as_str() == reference || vm.spec.name.as_str() == reference);
+        match (found.next(), found.next()) {
+            (None, _) => Err(Refusal::not_found(format!("there is no vm {reference:?}; `drover vm ls` shows yours"))),
+            (Some(vm), None) => Ok(vm.id.clone()),
+            (Some(_), Some(_)) => Err(Refusal {
+                kind: RefusalKind::Conflict,
+                field: None,
+                detail: format!("several tenants have a vm {reference:?}: name the tenant too, or use the vm's id"),
+            }),
+        }
+    }
+
+    fn require<T: Entity>(&self, key: &T::Key, what: &str) -> Result<&T, Refusal>
+    where
+        T::Key: std::fmt::Display,
+    {
+        self.tables.get::<T>(key).ok_or_else(|| Refusal::not_found(format!("there is no {what} {key}")))
+    }
+}

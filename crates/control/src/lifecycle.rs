@@ -1,0 +1,354 @@
+//! Brings every vm to where its owner wants it: placed, running, stopped or gone.
+//!
+//! Each turn compares a vm's intent with what its host sees and asks for what is missing. A vm with a
+//! migration under way belongs to [`crate::migrate`]; here it is left alone. What a host holds without having the
+//! right to is released; what the store has never heard of is reported and never touched, since a store
+//! restored from an old copy must not kill what runs.
+
+use crate::Control;
+use crate::live::{Answered, Seen};
+use drover_model::command::{Command, VmRun};
+use drover_model::event::Severity;
+use drover_model::intent::{RunIntent, Vm};
+use drover_model::inventory::{OutgoingPhase, VmState};
+use drover_model::migration::MigrationPhase;
+use drover_model::world::HostState;
+use drover_model::{HostId, MigrationId, Millis, TimeMs, VmId};
+use drover_planner as planner;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A vm that can't be placed is tried again this often.
+const PLACE_EVERY: Millis = Millis(1_000);
+/// A command whose effect is not seen is repeated this often; commands are idempotent.
+const ASK_EVERY: Millis = Millis(5_000);
+/// How long a guest may take to power itself down.
+const STOP_GRACE: Millis = Millis(20_000);
+/// A vm that dies is started again this often within [`RESTARTS_WITHIN`]; then a person has to look.
+const RESTARTS_MAX: usize = 3;
+const RESTARTS_WITHIN: Millis = Millis::secs(600);
+
+#[derive(Debug, Default)]
+pub struct Lifecycle {
+    vms: BTreeMap<VmId, Care>,
+    /// Vms on hosts that the store does not know; told of once.
+    strangers: BTreeSet<(HostId, VmId)>,
+}
+
+/// What is remembered of one vm between turns. Losing it (a restart of the server) costs a repeated question.
+#[derive(Debug, Default)]
+struct Care {
+    placed_try: Option<TimeMs>,
+    asked: Option<TimeMs>,
+    restarts: Vec<TimeMs>,
+    /// Why it is not where it should be; for people.
+    trouble: Option<String>,
+}
+
+impl Lifecycle {
+    pub fn trouble(&self, vm: &VmId) -> Option<&str> {
+        self.vms.get(vm)?.trouble.as_deref()
+    }
+
+    fn care(&mut self, vm: &VmId) -> &mut Care {
+        self.vms.entry(vm.clone()).or_default()
+    }
+
+    /// The vm's owner asked for something new: start over.
+    pub fn reset(&mut self, vm: &VmId) {
+        self.vms.remove(vm);
+    }
+}
+
+pub fn turn(control: &mut Control, now: TimeMs) {
+    let vms: Vec<VmId> = control.tables.vms.keys().cloned().collect();
+    for id in &vms {
+        let Some(mut vm) = control.vm(id).filter(|vm| vm.migration.is_none()).cloned() else { continue };
+        forget_remains(control, &mut vm);
+        if vm.deleting {
+            remove(control, now, &vm);
+        } else {
+            match vm.run {
+                RunIntent::Running => run(control, now, &vm),
+                RunIntent::Stopped => stop(control, now, &vm),
+            }
+        }
+    }
+    release_strays(control, now);
+    control.lifecycle.vms.retain(|vm, _| control.tables.vms.contains_key(vm));
+    control.live.vm_load.retain(|vm, _| control.tables.vms.contains_key(vm));
+}
+
+fn run(control: &mut Control, now: TimeMs, vm: &Vm) {
+    let Some(host) = &vm.host else { return place(control, now, vm) };
+    let state = match control.live.sees(host, &vm.id) {
+        Seen::Unknown => return,
+        Seen::Absent => return ask_run(control, now, vm, host),
+        Seen::There(seen) if seen.generation > vm.generation => {
+            let text = format!(
+                "{host} holds generation {} of {} and the store only {}: the store is older than the cluster. Stop the \
+                 server and restore a newer copy of its data directory",
+                seen.generation, vm.spec.name, vm.generation
+            );
+            return trouble(control, now, vm, Severity::Escalation, "store-older-than-cluster", text);
+        }
+        Seen::There(seen) if seen.generation < vm.generation => {
+            let state = seen.state.clone();
+            return renew(control, now, vm, host, &state);
+        }
+        Seen::There(seen) => seen.state.clone(),
+    };
+    match state {
+        VmState::Running => control.lifecycle.care(&vm.id).trouble = None,
+        VmState::Starting | VmState::Stopping => {}
+        VmState::Stopped => {
+            // At this very generation: the guest switched itself off, as its owner may do from inside.
+            control.tables.change::<Vm>(&vm.id, |vm| vm.run = RunIntent::Stopped);
+            let text = format!("{} powered itself off", vm.spec.name);
+            vm_event(control, now, vm, Severity::Info, "vm-powered-off", text);
+        }
+        VmState::Failed { why } => restart(control, now, vm, host, &why),
+        // Left behind by a migration that is over.
+        VmState::Outgoing { migration, .. } => {
+            ask(control, now, vm, host, Command::CancelMigration { vm: vm.id.clone(), migration });
+        }
+        VmState::HandedOver { migration } => {
+            let generation = vm.generation.next();
+            control.tables.change::<Vm>(&vm.id, |vm| vm.generation = generation);
+            let command = Command::TakeBack { vm: vm.id.clone(), generation, migration };
+            ask(control, now, vm, host, command);
+        }
+        // Left by a migration that never got here: makes room for the start.
+        VmState::Incoming { .. } | VmState::IncomingFailed { .. } => let_go(control, now, vm, host),
+    }
+}
+
+/// The right to run is this host's at a newer generation than it knows of.
+fn renew(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId, state: &VmState) {
+    match state {
+        VmState::HandedOver { migration } | VmState::Outgoing { migration, phase: OutgoingPhase::SwitchingOver }
+            if came_back(control, vm, host, *migration) =>
+        {
+            let command = Command::TakeBack { vm: vm.id.clone(), generation: vm.generation, migration: *migration };
+            ask(control, now, vm, host, command);
+        }
+        // Memory of an earlier life: the vm was started anew since.
+        VmState::HandedOver { .. }
+        | VmState::Outgoing { phase: OutgoingPhase::SwitchingOver, .. }
+        | VmState::Incoming { .. } => let_go(control, now, vm, host),
+        VmState::Outgoing { migration, phase: OutgoingPhase::PreCopy | OutgoingPhase::AtSwitchOver } => {
+            ask(control, now, vm, host, Command::CancelMigration { vm: vm.id.clone(), migration: *migration });
+        }
+        VmState::Starting
+        | VmState::Running
+        | VmState::Stopping
+        | VmState::Stopped
+        | VmState::Failed { .. }
+        | VmState::IncomingFailed { .. } => ask_run(control, now, vm, host),
+    }
+}
+
+/// Whether the right to run came back to this host from this migration, and has not moved since: see [`crate::migrate`].
+fn came_back(control: &Control, vm: &Vm, host: &HostId, migration: MigrationId) -> bool {
+    control.migration(migration).is_some_and(|record| {
+        matches!(record.phase, MigrationPhase::TakenBack { .. })
+            && record.from == *host
+            && record.generation.next().next() == vm.generation
+    })
+}
+
+fn let_go(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId) {
+    let (id, generation) = (vm.id.clone(), vm.generation);
+    ask(control, now, vm, host, Command::Release { vm: id, generation, delete_disk: false });
+}
+
+fn place(control: &mut Control, now: TimeMs, vm: &Vm) {
+    let care = control.lifecycle.care(&vm.id);
+    if care.placed_try.is_some_and(|at| now.since(at) < PLACE_EVERY) || control.brake {
+        return;
+    }
+    care.placed_try = Some(now);
+    match planner::place(&control.world(now), &vm.id) {
+        Ok(placement) => {
+            let host = placement.host;
+            let generation = vm.generation.next();
+            control.tables.change::<Vm>(&vm.id, |vm| {
+                vm.remains_on.remove(&host);
+                vm.host = Some(host.clone());
+                vm.generation = generation;
+            });
+            let text = format!("{} goes to {host}, because {}", vm.spec.name, placement.why);
+            vm_event(control, now, vm, Severity::Info, "vm-placed", text);
+            if let Some(vm) = control.vm(&vm.id).cloned() {
+                ask_run(control, now, &vm, &host);
+            }
+        }
+        Err(refusal) => {
+            if let planner::Refusal::WakeFirst { host } = &refusal {
+                let host = host.clone();
+                crate::power::wake(control, now, &host, &format!("{} needs room", vm.spec.name));
+            }
+            let text = format!("{} waits: {refusal}", vm.spec.name);
+            trouble(control, now, vm, Severity::Warning, "vm-waits", text);
+        }
+    }
+}
+
+fn ask_run(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId) {
+    let Some(image) = control.image(&vm.spec.image) else {
+        let text = format!("{} can't start: its image {} is gone", vm.spec.name, vm.spec.image);
+        return trouble(control, now, vm, Severity::Escalation, "vm-image-gone", text);
+    };
+    let run = VmRun::new(&vm.id, &vm.spec, image);
+    ask(control, now, vm, host, Command::Run { run, generation: vm.generation });
+}
+
+/// The qemu process is gone and nobody asked for it: a new start, under a new generation.
+fn restart(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId, why: &str) {
+    let care = control.lifecycle.care(&vm.id);
+    care.restarts.retain(|at| now.since(*at) < RESTARTS_WITHIN);
+    if care.restarts.len() >= RESTARTS_MAX {
+        let text = format!(
+            "{} failed {RESTARTS_MAX} times within {} and is not started again: {why}. Look at `drover vm console`, then \
+             `drover vm start` it",
+            vm.spec.name, RESTARTS_WITHIN
+        );
+        return trouble(control, now, vm, Severity::Escalation, "vm-failed", text);
+    }
+    care.restarts.push(now);
+    care.asked = None;
+    let generation = vm.generation.next();
+    control.tables.change::<Vm>(&vm.id, |vm| vm.generation = generation);
+    let text = format!("{} failed on {host} and is started again: {why}", vm.spec.name);
+    vm_event(control, now, vm, Severity::Warning, "vm-restarted", text);
+    if let Some(vm) = control.vm(&vm.id).cloned() {
+        ask_run(control, now, &vm, host);
+    }
+}
+
+fn stop(control: &mut Control, now: TimeMs, vm: &Vm) {
+    let Some(host) = &vm.host else { return };
+    if let Seen::There(seen) = control.live.sees(host, &vm.id)
+        && seen.state.runs_guest()
+        && seen.state != VmState::Stopping
+    {
+        let generation = vm.generation;
+        ask(control, now, vm, host, Command::Stop { vm: vm.id.clone(), generation, grace: STOP_GRACE });
+    }
+}
+
+/// Strikes hosts off that have let go of it, or have left the cluster.
+fn forget_remains(control: &mut Control, vm: &mut Vm) {
+    let before = vm.remains_on.len();
+    vm.remains_on.retain(|host| control.host(host).is_some() && !control.live.is_rid_of(host, &vm.id));
+    if vm.remains_on.len() < before {
+        control.tables.change::<Vm>(&vm.id, |row| row.remains_on.clone_from(&vm.remains_on));
+    }
+}
+
+/// A vm is gone once every host has let go of it; one that sleeps or is silent is waited for.
+fn remove(control: &mut Control, now: TimeMs, vm: &Vm) {
+    if let Some(host) = &vm.host {
+        match control.live.sees(host, &vm.id) {
+            Seen::Unknown => {
+                let text = format!("{} is removed once {host} answers", vm.spec.name);
+                return trouble(control, now, vm, Severity::Warning, "vm-removal-waits", text);
+            }
+            Seen::There(seen) => {
+                let generation = vm.generation.max(seen.generation);
+                let command = Command::Release { vm: vm.id.clone(), generation, delete_disk: true };
+                return ask(control, now, vm, host, command);
+            }
+            Seen::Absent if control.live.is_unsure(host, &vm.id) => return,
+            Seen::Absent => {}
+        }
+    }
+    if let Some(host) = vm.remains_on.first() {
+        let text = format!("{} is removed once {host} is seen without it", vm.spec.name);
+        return trouble(control, now, vm, Severity::Warning, "vm-removal-waits", text);
+    }
+    control.tables.remove::<Vm>(&vm.id);
+    vm_event(control, now, vm, Severity::Info, "vm-removed", format!("{} is gone", vm.spec.name));
+}
+
+/// What a host holds of a vm that another host has the right to run.
+fn release_strays(control: &mut Control, now: TimeMs) {
+    let mut strays = Vec::new();
+    let mut strangers = Vec::new();
+    for (host, live) in &control.live.hosts {
+        if live.connection.is_none() || !control.tables.hosts.contains_key(host) {
+            continue;
+        }
+        for seen in live.vms.iter().flat_map(BTreeMap::values) {
+            match control.vm(&seen.vm) {
+                None => strangers.push((host.clone(), seen.vm.clone())),
+                Some(vm) if vm.host.as_ref() == Some(host) => {}
+                Some(vm)
+                    if vm
+                        .migration
+                        .and_then(|id| control.migration(id))
+                        .is_some_and(|m| m.from == *host || m.to == *host) => {}
+                Some(vm) => {
+                    let generation = vm.generation.max(seen.generation);
+                    strays.push((host.clone(), Command::Release { vm: vm.id.clone(), generation, delete_disk: false }));
+                }
+            }
+        }
+    }
+    for (host, command) in strays {
+        control.live.send(&host, command);
+    }
+    for (host, vm) in strangers {
+        if control.lifecycle.strangers.insert((host.clone(), vm.clone())) {
+            let text = format!(
+                "{host} holds {vm}, which the store has never heard of; it is left alone. If the store was restored from an \
+                 old copy, restore a newer one; else end it on {host} by hand"
+            );
+            control.tables.event(now, Severity::Escalation, format!("host/{host}"), None, "vm-unknown", text);
+        }
+    }
+}
+
+/// Sends, unless the same was asked a moment ago.
+fn ask(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId, command: Command) {
+    if control.live.state(host) == HostState::FallingAsleep || control.live.is_asked(host, &vm.id) {
+        return;
+    }
+    let care = control.lifecycle.care(&vm.id);
+    if care.asked.is_some_and(|at| now.since(at) < ASK_EVERY) {
+        return;
+    }
+    care.asked = Some(now);
+    control.live.send(host, command);
+}
+
+/// Takes in a refusal of what was asked here.
+pub fn answered(control: &mut Control, now: TimeMs, host: &HostId, answered: &Answered) {
+    let Err(refusal) = &answered.answer else { return };
+    let verb = match &answered.command {
+        Command::Run { .. } => "start",
+        Command::Stop { .. } => "stop",
+        Command::Release { .. } => "let go of",
+        Command::TakeBack { .. } => "take back",
+        // Of a migration: told of there.
+        Command::PrepareIncoming { .. }
+        | Command::MigrateOut { .. }
+        | Command::CommitSwitchOver { .. }
+        | Command::CancelMigration { .. } => return,
+    };
+    let Some(vm) = control.vm(answered.command.vm()).cloned() else { return };
+    let text = format!("{host} could not {verb} {}: {refusal}", vm.spec.name);
+    trouble(control, now, &vm, Severity::Warning, "vm-trouble", text);
+}
+
+/// Notes why a vm is not where it should be; tells it once for as long as it stays the same.
+fn trouble(control: &mut Control, now: TimeMs, vm: &Vm, severity: Severity, kind: &str, text: String) {
+    let care = control.lifecycle.care(&vm.id);
+    if care.trouble.as_ref() != Some(&text) {
+        care.trouble = Some(text.clone());
+        vm_event(control, now, vm, severity, kind, text);
+    }
+}
+
+pub fn vm_event(control: &mut Control, now: TimeMs, vm: &Vm, severity: Severity, kind: &str, text: String) {
+    control.tables.event(now, severity, format!("vm/{}", vm.id), Some(&vm.spec.tenant), kind, text);
+}

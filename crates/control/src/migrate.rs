@@ -1,0 +1,564 @@
+//! Live migrations: reserve, pre-copy, switch-over, commit, release (design sections 4 and 5).
+//!
+//! ```text
+//!   begin ─▶ Reserved ──dest listens──▶ PreCopy ──source paused──▶ COMMIT ──dest runs──▶ Done
+//!               │                          │                         │
+//!               └─── anything goes wrong ──┴─▶ Failed/Cancelled      └─ dest proven never to have run ─▶ TakenBack
+//! ```
+//!
+//! The commit is one transaction: the vm's host and generation change hands while the guest stands paused
+//! before the switch-over. Before it the vm belongs to the source and everything unwinds; after it the
+//! destination has the right to run, whoever crashes, until it is *proven* not to run, when a further
+//! generation gives the right back.
+//!
+//! Messages only make things quicker. [`turn`] resolves every open migration from what both hosts report,
+//! so a server that comes back, or an agent that does, finds its way from observation alone.
+
+use crate::Control;
+use crate::interface::Refusal;
+use crate::lifecycle::vm_event;
+use crate::live::{Answered, Seen};
+use drover_model::command::{Command, CommandOutcome, MigrationTarget, MigrationUpdate, VmRun};
+use drover_model::event::Severity;
+use drover_model::intent::{RunIntent, Vm};
+use drover_model::inventory::{OutgoingPhase, VmState};
+use drover_model::migration::{MigrationPhase, MigrationProgress, MigrationRecord, MigrationReport};
+use drover_model::world::HostState;
+use drover_model::{HostId, MigrationId, Millis, PlanId, TimeMs, VmId};
+use std::collections::BTreeMap;
+
+/// For the destination to start a waiting qemu.
+const PREPARE_MAX: Millis = Millis::secs(30);
+/// Beyond the policy's own limit, for the source to notice it first.
+const PRECOPY_SLACK: Millis = Millis::secs(15);
+/// A report may lag behind a message by this much.
+const REPORT_LAG: Millis = Millis(2_500);
+/// An unanswered command is repeated this often.
+const ASK_EVERY: Millis = Millis(1_000);
+/// How long the source's figures are waited for once the destination runs.
+const SOURCE_REPORT_WITHIN: Millis = Millis(1_500);
+/// Past the commit with neither side resolved: a person should look.
+const COMMITTED_MAX: Millis = Millis::secs(60);
+
+#[derive(Debug, Default)]
+pub struct Migrate {
+    open: BTreeMap<MigrationId, Move>,
+}
+
+/// What is remembered of an open migration besides its record. Lost with the server and rebuilt from observation.
+#[derive(Debug, Default)]
+struct Move {
+    /// Begun by this run of the server, not found in the store.
+    begun_here: bool,
+    progress: MigrationProgress,
+    predicted_total: Millis,
+    /// The source has been told to send.
+    sending_since: Option<TimeMs>,
+    /// On the server's clock.
+    stopped_at: Option<TimeMs>,
+    committed_at: Option<TimeMs>,
+    source_report: Option<MigrationReport>,
+    /// On the server's clock; the destination's word.
+    running_at: Option<TimeMs>,
+    /// Why it is being unwound, once it is.
+    unwinding: Option<Unwind>,
+    asked: Option<TimeMs>,
+    source_run: Option<String>,
+    escalated: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Unwind {
+    Cancelled { by: String },
+    Failed { why: String },
+}
+
+impl Migrate {
+    pub fn progress(&self, id: MigrationId) -> Option<&MigrationProgress> {
+        self.open.get(&id).map(|open| &open.progress)
+    }
+}
+
+/// Reserves and starts. The caller has checked that the move keeps the rules; here only that it is possible.
+pub fn begin(
+    control: &mut Control,
+    now: TimeMs,
+    vm: &VmId,
+    to: &HostId,
+    plan: Option<PlanId>,
+    reason: String,
+    predicted_total: Millis,
+) -> Result<MigrationId, Refusal> {
+    let row = control.require::<Vm>(vm, "vm")?.clone();
+    let name = &row.spec.name;
+    let from = match (&row.host, row.migration, row.deleting) {
+        (_, _, true) => return Err(Refusal::conflict(format!("{name} is being removed"))),
+        (_, Some(id), _) => return Err(Refusal::conflict(format!("{name} is already being moved by migration {id}"))),
+        (None, _, _) => return Err(Refusal::conflict(format!("{name} has no host yet"))),
+        (Some(host), None, false) => host.clone(),
+    };
+    if from == *to {
+        return Err(Refusal::conflict(format!("{name} already runs on {to}")));
+    }
+    for host in [&from, to] {
+        if control.live.state(host) != HostState::Up {
+            return Err(Refusal::conflict(format!("{host} is not up")));
+        }
+    }
+    match control.live.sees(&from, vm) {
+        Seen::There(seen) if seen.state == VmState::Running && seen.generation == row.generation => {}
+        _ => return Err(Refusal::conflict(format!("{name} is not running: only a running vm can be moved"))),
+    }
+    let Some(image) = control.image(&row.spec.image) else {
+        return Err(Refusal::conflict(format!("the image of {name} is gone")));
+    };
+    let run = VmRun::new(vm, &row.spec, image);
+    let id = control.tables.next_migration();
+    control.tables.put(MigrationRecord {
+        id,
+        vm: vm.clone(),
+        from: from.clone(),
+        to: to.clone(),
+        generation: row.generation,
+        plan,
+        reason: reason.clone(),
+        started_at: now,
+        phase: MigrationPhase::Reserved,
+        finished_at: None,
+        report: None,
+    });
+    control.tables.change::<Vm>(vm, |vm| vm.migration = Some(id));
+    let text = format!("{name} moves from {from} to {to}, because {reason}");
+    vm_event(control, now, &row, Severity::Info, "migration-started", text);
+    control.migrate.open.insert(id, Move { begun_here: true, predicted_total, ..Move::default() });
+    control.live.send(to, Command::PrepareIncoming { run, generation: row.generation.next(), migration: id });
+    Ok(id)
+}
+
+/// Stops a migration that is not yet committed; the vm runs on at the source.
+pub fn cancel(control: &mut Control, now: TimeMs, id: MigrationId, by: &str) -> Result<(), Refusal> {
+    let record = control.require::<MigrationRecord>(&id, "migration")?.clone();
+    match &record.phase {
+        MigrationPhase::Reserved | MigrationPhase::PreCopy => {
+            unwind(control, now, &record, Unwind::Cancelled { by: by.to_owned() });
+            Ok(())
+        }
+        MigrationPhase::Committed => Err(Refusal::conflict(format!(
+            "migration {id} is past its commit: {} is already {}'s",
+            record.vm, record.to
+        ))),
+        phase => Err(Refusal::conflict(format!("migration {id} is over: {}", phase.word()))),
+    }
+}
+
+pub fn answered(control: &mut Control, now: TimeMs, host: &HostId, answered: &Answered) {
+    let (Command::PrepareIncoming { migration, .. }
+    | Command::MigrateOut { migration, .. }
+    | Command::CommitSwitchOver { migration, .. }) = &answered.command
+    else {
+        return;
+    };
+    let Some(record) = control.migration(*migration).filter(|m| !m.phase.is_over()).cloned() else { return };
+    match (&answered.command, &answered.answer) {
+        (Command::PrepareIncoming { .. }, Ok(CommandOutcome::Listening { target })) => {
+            start_sending(control, now, &record, target.clone());
+        }
+        (Command::PrepareIncoming { .. } | Command::MigrateOut { .. }, Err(refusal)) => {
+            unwind(control, now, &record, Unwind::Failed { why: format!("{host} refused: {refusal}") });
+        }
+        // A refused commit is resolved by what both sides report; an accepted command needs nothing.
+        _ => {}
+    }
+}
+
+fn start_sending(control: &mut Control, now: TimeMs, record: &MigrationRecord, target: MigrationTarget) {
+    if record.phase != MigrationPhase::Reserved {
+        return;
+    }
+    let limits = control.policy().migration;
+    let source_run = agent_run(control, &record.from);
+    let Some(open) = control.migrate.open.get_mut(&record.id).filter(|open| open.unwinding.is_none()) else { return };
+    open.sending_since = Some(now);
+    open.source_run = source_run;
+    control.tables.change::<MigrationRecord>(&record.id, |m| m.phase = MigrationPhase::PreCopy);
+    control.live.send(
+        &record.from,
+        Command::MigrateOut {
+            vm: record.vm.clone(),
+            generation: record.generation,
+            migration: record.id,
+            target,
+            limits,
+        },
+    );
+}
+
+fn agent_run(control: &Control, host: &HostId) -> Option<String> {
+    control.live.hosts.get(host)?.facts.as_ref().map(|facts| facts.agent_run.clone())
+}
+
+/// A host tells of a migration on its own account.
+pub fn updated(control: &mut Control, now: TimeMs, host: &HostId, vm: &VmId, id: MigrationId, update: MigrationUpdate) {
+    let Some(record) = control.migration(id).filter(|m| m.vm == *vm && !m.phase.is_over()).cloned() else { return };
+    let at_source = record.from == *host;
+    let clock = |control: &Control, at| control.live.hosts.get(host).map_or(now, |live| live.to_server_clock(at));
+    match update {
+        MigrationUpdate::Progress { progress } if at_source => open(control, id).progress = progress,
+        MigrationUpdate::AtSwitchOver { stopped_at } if at_source => {
+            let stopped_at = clock(control, stopped_at);
+            open(control, id).stopped_at = Some(stopped_at);
+            commit(control, now, &record);
+        }
+        MigrationUpdate::HandedOver { report } if at_source => {
+            open(control, id).source_report = Some(report);
+            if let Some(running_at) = open(control, id).running_at {
+                arrived(control, now, &record, running_at);
+            }
+        }
+        MigrationUpdate::SourceResumed { why } if at_source && record.phase != MigrationPhase::Committed => {
+            unwind(control, now, &record, Unwind::Failed { why });
+        }
+        MigrationUpdate::Running { at } if record.to == *host && record.phase == MigrationPhase::Committed => {
+            let at = clock(control, at);
+            arrived(control, now, &record, at);
+        }
+        MigrationUpdate::IncomingFailed { why } if record.to == *host && record.phase != MigrationPhase::Committed => {
+            unwind(control, now, &record, Unwind::Failed { why });
+        }
+        // Past the commit the reports of both sides decide; see `resolve_committed`.
+        _ => {}
+    }
+}
+
+fn open(control: &mut Control, id: MigrationId) -> &mut Move {
+    control.migrate.open.entry(id).or_default()
+}
+
+/// The guest stands paused at the source: the right to run changes hands.
+fn commit(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    let unwinding = open(control, record.id).unwinding.is_some();
+    let receiving = matches!(
+        control.live.sees(&record.to, &record.vm),
+        Seen::There(seen) if seen.state == VmState::Incoming { migration: record.id }
+    );
+    let current = control.vm(&record.vm).is_some_and(|vm| vm.generation == record.generation);
+    if record.phase != MigrationPhase::PreCopy || unwinding || !receiving || !current {
+        return;
+    }
+    let generation = record.generation.next();
+    control.tables.change::<Vm>(&record.vm, |vm| {
+        vm.host = Some(record.to.clone());
+        vm.generation = generation;
+        vm.moved_at = Some(now);
+        vm.moved_from = Some(record.from.clone());
+    });
+    control.tables.change::<MigrationRecord>(&record.id, |m| m.phase = MigrationPhase::Committed);
+    open(control, record.id).committed_at = Some(now);
+    send_commit(control, now, record);
+}
+
+fn send_commit(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    open(control, record.id).asked = Some(now);
+    let (vm, generation) = (record.vm.clone(), record.generation.next());
+    control.live.send(&record.from, Command::CommitSwitchOver { vm, generation, migration: record.id });
+}
+
+/// Every open migration, from what is observed.
+pub fn turn(control: &mut Control, now: TimeMs) {
+    let records: Vec<MigrationRecord> =
+        control.tables.all::<MigrationRecord>().filter(|m| !m.phase.is_over()).cloned().collect();
+    for record in &records {
+        if record.phase == MigrationPhase::Committed {
+            resolve_committed(control, now, record);
+        } else if open(control, record.id).unwinding.is_some() {
+            finish_unwinding(control, now, record);
+        } else {
+            resolve_uncommitted(control, now, record);
+        }
+    }
+    let tables = &control.tables;
+    control.migrate.open.retain(|id, _| tables.get::<MigrationRecord>(id).is_some_and(|m| !m.phase.is_over()));
+}
+
+/// Before the commit the vm is the source's. Looks for reasons to give up; else lets it run.
+fn resolve_uncommitted(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    let age = now.since(record.started_at);
+    let precopy_max = Millis(control.policy().migration.total_max.0 + PRECOPY_SLACK.0 + PREPARE_MAX.0);
+    let source_run = agent_run(control, &record.from);
+    let state = open(control, record.id);
+    let sending = state.sending_since;
+    if record.phase == MigrationPhase::PreCopy && state.source_run.is_none() {
+        state.source_run.clone_from(&source_run);
+    }
+    // A server that came back does not know where its predecessor had the destination listen.
+    let orphaned = record.phase == MigrationPhase::Reserved && !state.begun_here && age >= REPORT_LAG;
+    let restarted = state.source_run.is_some() && source_run.is_some() && state.source_run != source_run;
+    let settled = sending.is_none_or(|at| now.since(at) >= REPORT_LAG);
+
+    let source = control.live.sees(&record.from, &record.vm);
+    let destination = control.live.sees(&record.to, &record.vm);
+    let failed = |why: String| Some(Unwind::Failed { why });
+    let give_up = match (source, destination) {
+        _ if record.phase == MigrationPhase::Reserved && age >= PREPARE_MAX => {
+            failed(format!("{} was not ready within {PREPARE_MAX}", record.to))
+        }
+        _ if orphaned => failed("the server was restarted before the copy began".to_owned()),
+        _ if restarted => failed(format!("the agent of {} was restarted during the copy", record.from)),
+        _ if age >= precopy_max => failed("it took longer than the policy allows".to_owned()),
+        (Seen::Unknown, _) | (_, Seen::Unknown) => None,
+        _ if record.phase == MigrationPhase::Reserved || !settled => None,
+        (Seen::There(seen), _) if !matches!(seen.state, VmState::Outgoing { .. }) => {
+            failed(format!("{} is not sending: the vm is {} there", record.from, seen.state.word()))
+        }
+        (Seen::Absent, _) => failed(format!("{} no longer has the vm", record.from)),
+        (_, Seen::Absent) => failed(format!("{} no longer waits for the vm", record.to)),
+        (_, Seen::There(seen)) if seen.state != (VmState::Incoming { migration: record.id }) => {
+            failed(format!("{} can't receive: the vm is {} there", record.to, seen.state.word()))
+        }
+        (Seen::There(seen), Seen::There(_)) => {
+            if matches!(seen.state, VmState::Outgoing { phase: OutgoingPhase::AtSwitchOver, .. }) {
+                commit(control, now, record);
+            }
+            return;
+        }
+    };
+    if let Some(reason) = give_up {
+        unwind(control, now, record, reason);
+    }
+}
+
+fn unwind(control: &mut Control, now: TimeMs, record: &MigrationRecord, reason: Unwind) {
+    let state = open(control, record.id);
+    if state.unwinding.is_none() {
+        state.unwinding = Some(reason);
+        state.asked = None;
+    }
+    finish_unwinding(control, now, record);
+}
+
+/// Tells both sides to stop until neither is at it any more; then the record is closed.
+fn finish_unwinding(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    let busy = |seen: Seen<'_>| match seen {
+        Seen::There(seen) => seen.state.migration() == Some(record.id),
+        // A host that does not answer is resolved by the lifecycle's rules when it is back.
+        Seen::Absent | Seen::Unknown => false,
+    };
+    let mut waiting = false;
+    let repeat = open(control, record.id).asked.is_none_or(|at| now.since(at) >= ASK_EVERY);
+    for host in [&record.from, &record.to] {
+        if busy(control.live.sees(host, &record.vm)) {
+            waiting = true;
+            if repeat {
+                control.live.send(host, Command::CancelMigration { vm: record.vm.clone(), migration: record.id });
+            }
+        }
+    }
+    if repeat {
+        open(control, record.id).asked = Some(now);
+    }
+    if waiting {
+        return;
+    }
+    let phase = match open(control, record.id).unwinding.clone() {
+        Some(Unwind::Cancelled { by }) => MigrationPhase::Cancelled { by },
+        Some(Unwind::Failed { why }) => MigrationPhase::Failed { why },
+        None => return,
+    };
+    close(control, now, record, phase, None);
+}
+
+/// Past the commit: the destination runs, or is waited for, or is proven never to have run.
+fn resolve_committed(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    let generation = record.generation.next();
+    let source = control.live.sees(&record.from, &record.vm);
+    let destination = control.live.sees(&record.to, &record.vm);
+    let ran_here = match destination {
+        Seen::There(seen) if seen.generation >= generation => {
+            matches!(seen.state, VmState::Running | VmState::Stopping | VmState::Stopped | VmState::Failed { .. })
+        }
+        _ => false,
+    };
+    if ran_here {
+        let at = open(control, record.id).running_at.unwrap_or(now);
+        return arrived(control, now, record, at);
+    }
+    match source {
+        Seen::There(seen) => match &seen.state {
+            VmState::Outgoing { phase: OutgoingPhase::AtSwitchOver | OutgoingPhase::PreCopy, .. } => {
+                if open(control, record.id).asked.is_none_or(|at| now.since(at) >= ASK_EVERY) {
+                    send_commit(control, now, record);
+                }
+            }
+            VmState::Outgoing { phase: OutgoingPhase::SwitchingOver, .. } => {}
+            VmState::Running | VmState::HandedOver { .. } | VmState::Starting | VmState::Stopping => {
+                take_back(control, now, record);
+            }
+            VmState::Stopped | VmState::Failed { .. } | VmState::Incoming { .. } | VmState::IncomingFailed { .. } => {
+                restart_if_lost(control, now, record);
+            }
+        },
+        Seen::Absent => restart_if_lost(control, now, record),
+        Seen::Unknown => {}
+    }
+    escalate_if_stuck(control, now, record);
+}
+
+/// The source holds the guest and could run it. Only once the destination is seen to have nothing, or
+/// a broken stream, is it given the right again; a destination still waiting is told to stop first.
+fn take_back(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    let committed_for = now.since(open(control, record.id).committed_at.unwrap_or(record.started_at));
+    let resumed = matches!(
+        control.live.sees(&record.from, &record.vm),
+        Seen::There(seen) if !matches!(seen.state, VmState::HandedOver { .. })
+    );
+    let gone = match control.live.sees(&record.to, &record.vm) {
+        Seen::Unknown => return,
+        Seen::Absent => true,
+        Seen::There(seen) => match &seen.state {
+            VmState::IncomingFailed { .. } => true,
+            // The stream may just have been completed: only a source that runs the guest again proves it was not.
+            VmState::Incoming { .. } if resumed && committed_for >= REPORT_LAG => {
+                let command = Command::CancelMigration { vm: record.vm.clone(), migration: record.id };
+                control.live.send(&record.to, command);
+                return;
+            }
+            _ => return,
+        },
+    };
+    // A source that handed over in the last moment and a destination's report from before it received anything
+    // look the same as a loss: wait until both reports are newer than the commit.
+    if !gone || committed_for < REPORT_LAG {
+        return;
+    }
+    let generation = record.generation.next().next();
+    control.tables.change::<Vm>(&record.vm, |vm| {
+        vm.host = Some(record.from.clone());
+        vm.generation = generation;
+        vm.moved_at = None;
+        vm.moved_from = None;
+    });
+    let command = Command::TakeBack { vm: record.vm.clone(), generation, migration: record.id };
+    control.live.send(&record.from, command);
+    let why = format!("{} never ran it; it goes on at {}", record.to, record.from);
+    close(control, now, record, MigrationPhase::TakenBack { why }, None);
+}
+
+/// The source is proven to hold nothing. If the destination holds nothing complete either, the memory is lost.
+fn restart_if_lost(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    let lost = match control.live.sees(&record.to, &record.vm) {
+        Seen::Absent => true,
+        Seen::There(seen) => matches!(seen.state, VmState::IncomingFailed { .. }),
+        Seen::Unknown => false,
+    };
+    let committed_for = now.since(open(control, record.id).committed_at.unwrap_or(record.started_at));
+    if lost && committed_for >= REPORT_LAG {
+        let why = "both sides lost it in the switch-over; its memory is gone and it is started again".to_owned();
+        // The lifecycle finds it missing at its host, at a new generation, and starts it.
+        let generation = record.generation.next().next();
+        control.tables.change::<Vm>(&record.vm, |vm| vm.generation = generation);
+        close(control, now, record, MigrationPhase::Failed { why }, None);
+    }
+}
+
+fn escalate_if_stuck(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    let state = open(control, record.id);
+    let since = *state.committed_at.get_or_insert(now);
+    if state.escalated || now.since(since) < COMMITTED_MAX {
+        return;
+    }
+    state.escalated = true;
+    let text = format!(
+        "migration {} is committed and neither {} nor {} shows the vm running: bring both agents back; it is resolved from \
+         what they report",
+        record.id, record.from, record.to
+    );
+    control.tables.event(now, Severity::Escalation, format!("migration/{}", record.id), None, "migration-stuck", text);
+}
+
+/// The guest runs at the destination. The source's figures may be a moment behind.
+fn arrived(control: &mut Control, now: TimeMs, record: &MigrationRecord, running_at: TimeMs) {
+    let state = open(control, record.id);
+    let running_at = *state.running_at.get_or_insert(running_at);
+    if state.source_report.is_some() || now.since(running_at) >= SOURCE_REPORT_WITHIN {
+        done(control, now, record, running_at);
+    }
+}
+
+fn done(control: &mut Control, now: TimeMs, record: &MigrationRecord, running_at: TimeMs) {
+    let memory = control.vm(&record.vm).map(|vm| vm.spec.memory).unwrap_or_default();
+    let state = open(control, record.id);
+    let mut report = state.source_report.unwrap_or_default();
+    report.predicted_total = state.predicted_total;
+    report.memory = memory;
+    report.total = running_at.since(state.sending_since.unwrap_or(record.started_at));
+    if let Some(stopped_at) = state.stopped_at {
+        report.downtime = running_at.since(stopped_at);
+        let known = Millis(report.downtime_phases.commit.0 + report.downtime_phases.copy.0);
+        report.downtime_phases.resume = report.downtime.saturating_sub(known);
+    }
+    if report.transferred.0 == 0 {
+        report.transferred = state.progress.transferred;
+        report.rounds = state.progress.rounds;
+    }
+    close(control, now, record, MigrationPhase::Done, Some(report));
+}
+
+/// Writes the end down. What the loser still holds is released by the lifecycle as a stray.
+fn close(
+    control: &mut Control,
+    now: TimeMs,
+    record: &MigrationRecord,
+    phase: MigrationPhase,
+    report: Option<MigrationReport>,
+) {
+    let Some(vm) = control.vm(&record.vm).cloned() else { return };
+    let name = &vm.spec.name;
+    let (severity, kind, text) = match &phase {
+        MigrationPhase::Done => (
+            Severity::Info,
+            "migration-done",
+            match report {
+                Some(report) if report.downtime.0 > 0 => format!(
+                    "{name} runs on {}: moved in {}, stood still for {}",
+                    record.to, report.total, report.downtime
+                ),
+                _ => format!("{name} runs on {}", record.to),
+            },
+        ),
+        MigrationPhase::Cancelled { by } => {
+            (Severity::Info, "migration-cancelled", format!("the move of {name} was cancelled by {by}"))
+        }
+        MigrationPhase::TakenBack { why } => (Severity::Warning, "migration-taken-back", format!("{name}: {why}")),
+        MigrationPhase::Failed { why } => {
+            (Severity::Warning, "migration-failed", format!("{name} could not be moved to {}: {why}", record.to))
+        }
+        MigrationPhase::Reserved | MigrationPhase::PreCopy | MigrationPhase::Committed => return,
+    };
+    control.tables.change::<MigrationRecord>(&record.id, |m| {
+        m.phase = phase;
+        m.finished_at = Some(now);
+        m.report = report;
+    });
+    control.tables.change::<Vm>(&record.vm, |vm| vm.migration = None);
+    vm_event(control, now, &vm, severity, kind, text);
+}
+
+impl Control {
+    /// Migrations not yet over.
+    pub(crate) fn migrations_open(&self) -> usize {
+        self.tables.all::<Vm>().filter(|vm| vm.migration.is_some()).count()
+    }
+
+    /// Whether an owner's wish (stop, remove) has to wait for a move. Before the commit the move is cancelled for it.
+    pub(crate) fn yield_to_owner(&mut self, now: TimeMs, vm: &Vm, run: RunIntent, by: &str) -> Result<(), Refusal> {
+        match vm.migration {
+            Some(id) if run == RunIntent::Stopped => cancel(self, now, id, by).map_err(|_| {
+                Refusal::unavailable(format!(
+                    "{} is just arriving on another host: try again in a second",
+                    vm.spec.name
+                ))
+            }),
+            Some(_) | None => Ok(()),
+        }
+    }
+}

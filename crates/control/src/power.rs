@@ -1,0 +1,169 @@
+//! Switching hosts off and on through the operator's power driver.
+//!
+//! The intent is committed before the driver is asked, so that a server that restarts in between goes on where it
+//! was. Every operation is tried [`TRIES_MAX`] times; then a person has to look.
+
+use crate::Control;
+use crate::interface::{Effect, PowerOp, PowerStatus, Refusal};
+use drover_model::event::Severity;
+use drover_model::intent::{Host, PowerIntent};
+use drover_model::{HostId, Millis, TimeMs};
+use std::collections::BTreeMap;
+
+const TRIES_MAX: u32 = 3;
+const TRY_AGAIN_AFTER: Millis = Millis(5_000);
+/// From power-on to the agent's first word. A large server's memory test takes minutes.
+const BOOT_MAX: Millis = Millis::secs(900);
+/// From the driver's word that a host is off to the end of its agent's connection.
+const GOODBYE_MAX: Millis = Millis::secs(60);
+
+#[derive(Debug, Default)]
+pub struct Power {
+    hosts: BTreeMap<HostId, Work>,
+}
+
+/// What is under way on one host.
+#[derive(Debug)]
+struct Work {
+    op: PowerOp,
+    since: TimeMs,
+    tries: u32,
+    /// The driver is running.
+    busy: bool,
+    /// The driver said it is done.
+    driver_done: bool,
+    try_at: TimeMs,
+}
+
+impl Power {
+    pub fn is_waking(&self, host: &HostId) -> bool {
+        self.hosts.get(host).is_some_and(|work| work.op == PowerOp::On)
+    }
+
+    pub fn is_switching_off(&self, host: &HostId) -> bool {
+        self.hosts.get(host).is_some_and(|work| work.op == PowerOp::Off && !work.driver_done)
+    }
+
+    fn begin(&mut self, now: TimeMs, host: &HostId, op: PowerOp) {
+        let work = Work { op, since: now, tries: 0, busy: false, driver_done: false, try_at: now };
+        self.hosts.insert(host.clone(), work);
+    }
+}
+
+/// Switches a host on, if it is off and drover may. Repeating it changes nothing.
+pub fn wake(control: &mut Control, now: TimeMs, host: &HostId, why: &str) {
+    let off = control.host(host).is_some_and(|row| row.power != PowerIntent::On);
+    if !off || !control.settings.power_managed.contains(host) {
+        return;
+    }
+    control.tables.change::<Host>(host, |row| row.power = PowerIntent::On);
+    control.power.begin(now, host, PowerOp::On);
+    let text = format!("{host} is woken: {why}");
+    control.tables.event(now, Severity::Info, format!("host/{host}"), None, "host-wake", text);
+}
+
+/// Switches an empty host off. `intent`: asleep (drover may wake it) or off (only a person may).
+pub fn switch_off(
+    control: &mut Control,
+    now: TimeMs,
+    host: &HostId,
+    intent: PowerIntent,
+    why: &str,
+) -> Result<(), Refusal> {
+    if !control.settings.power_managed.contains(host) {
+        return Err(Refusal::conflict(format!(
+            "{host} has no power driver: give it one in the server's configuration, [hosts.{host}.power]"
+        )));
+    }
+    let vms = control.holds_vms(host);
+    if vms > 0 {
+        return Err(Refusal::conflict(format!("{host} still holds {vms} vms: `drover host drain {host}` first")));
+    }
+    control.tables.change::<Host>(host, |row| row.power = intent);
+    control.power.begin(now, host, PowerOp::Off);
+    let text = format!("{host} is powered off: {why}");
+    control.tables.event(now, Severity::Info, format!("host/{host}"), None, "host-power-off", text);
+    Ok(())
+}
+
+pub fn turn(control: &mut Control, now: TimeMs) {
+    let hosts: Vec<HostId> = control.power.hosts.keys().cloned().collect();
+    for host in hosts {
+        let Some(work) = control.power.hosts.get_mut(&host) else { continue };
+        if work.op == PowerOp::On && now.since(work.since) >= BOOT_MAX {
+            let text =
+                format!("{host} was switched on {BOOT_MAX} ago and its agent has not said a word: look at its console");
+            give_up(control, now, &host, text);
+        } else if !work.busy && !work.driver_done && now >= work.try_at {
+            work.busy = true;
+            work.tries += 1;
+            let op = work.op;
+            control.live.effects.push(Effect::Power { host, op });
+        } else if work.op == PowerOp::Off && work.driver_done {
+            let connected = control.live.hosts.get(&host).is_some_and(|live| live.connection.is_some());
+            if !connected {
+                control.power.hosts.remove(&host);
+            } else if now.since(work.since) >= GOODBYE_MAX {
+                let text =
+                    format!("the power driver of {host} says it is off, and its agent still answers: check the driver");
+                give_up(control, now, &host, text);
+            }
+        }
+    }
+}
+
+/// The driver has answered.
+pub fn finished(control: &mut Control, now: TimeMs, host: &HostId, op: PowerOp, result: Result<PowerStatus, String>) {
+    let Some(work) = control.power.hosts.get_mut(host).filter(|work| work.op == op) else { return };
+    work.busy = false;
+    match result {
+        Ok(_) => work.driver_done = true,
+        Err(why) if work.tries < TRIES_MAX => {
+            work.try_at = now.plus(TRY_AGAIN_AFTER);
+            let text = format!("the power driver of {host} failed and is tried again: {why}");
+            control.tables.event(now, Severity::Warning, format!("host/{host}"), None, "host-power-retry", text);
+        }
+        Err(why) => {
+            let text = format!("the power driver of {host} failed {TRIES_MAX} times: {why}. Check its configuration");
+            give_up(control, now, host, text);
+        }
+    }
+}
+
+/// A host that could not be switched either way is taken for on: its heartbeats say the rest.
+fn give_up(control: &mut Control, now: TimeMs, host: &HostId, text: String) {
+    control.power.hosts.remove(host);
+    control.tables.change::<Host>(host, |row| row.power = PowerIntent::On);
+    control.tables.event(now, Severity::Escalation, format!("host/{host}"), None, "host-power-failed", text);
+}
+
+/// The host's agent has connected: a wake is over, or somebody switched a sleeping host on by hand.
+pub fn connected(control: &mut Control, now: TimeMs, host: &HostId) {
+    if let Some(work) = control.power.hosts.get(host).filter(|work| work.op == PowerOp::On) {
+        let took = now.since(work.since);
+        control.power.hosts.remove(host);
+        control.tables.change::<Host>(host, |row| row.boot_time = Some(took));
+        let text = format!("{host} answered {took} after it was switched on");
+        control.tables.event(now, Severity::Info, format!("host/{host}"), None, "host-woken", text);
+    } else if !control.power.is_switching_off(host)
+        && control.host(host).is_some_and(|row| row.power != PowerIntent::On)
+    {
+        control.tables.change::<Host>(host, |row| row.power = PowerIntent::On);
+        let text = format!("{host} was switched on by other hands and is used again");
+        control.tables.event(now, Severity::Info, format!("host/{host}"), None, "host-woken", text);
+    }
+}
+
+impl Control {
+    /// How many vms have the right to run on this host, are on their way to it, or are seen on it.
+    pub(crate) fn holds_vms(&self, host: &HostId) -> usize {
+        let coming = self.migrations().filter(|m| !m.phase.is_over() && (m.to == *host || m.from == *host)).count();
+        let strays = self
+            .live
+            .hosts
+            .get(host)
+            .and_then(|live| live.vms.as_ref())
+            .map_or(0, |vms| vms.values().filter(|seen| seen.state.runs_guest()).count());
+        self.vms_on(host).filter(|vm| vm.run == drover_model::intent::RunIntent::Running).count().max(strays) + coming
+    }
+}

@@ -1,0 +1,598 @@
+//! What people ask for: who may, whether it makes sense now, and the change it makes.
+//!
+//! A refusal changes nothing. A tenant sees and changes its own things only; another tenant's are not found.
+
+use crate::interface::{Actor, Ask, Idempotency, ObjectKey, Refusal, RefusalKind, Reply, Request};
+use crate::{Control, lifecycle, migrate, planning, power};
+use drover_model::event::Severity;
+use drover_model::intent::{ApiToken, Host, Image, JoinToken, PowerIntent, Role, RunIntent, Tenant, Vm, VmSpec};
+use drover_model::migration::MigrationRecord;
+use drover_model::plan::{PlanRecord, PlanState};
+use drover_model::policy::Policy;
+use drover_model::world::{HostState, Movable, VmView};
+use drover_model::{HostId, MigrationId, Millis, PlanId, TenantId, TimeMs, TokenId, VmId};
+use drover_planner as planner;
+use std::fmt;
+
+/// Answers to requests with an idempotency key are remembered this long, and at most this many.
+const REMEMBER_FOR: Millis = Millis::secs(24 * 3600);
+const REMEMBER_MAX: usize = 10_000;
+/// Finished plans and migrations are kept at most this many; the oldest go first.
+const PLANS_MAX: usize = 500;
+const MIGRATIONS_MAX: usize = 2_000;
+/// Of one cluster and of one tenant.
+const VMS_MAX: usize = 100_000;
+const TOKENS_MAX: usize = 10_000;
+const KEY_LENGTH_MAX: usize = 128;
+
+impl Refusal {
+    fn new(kind: RefusalKind, detail: String) -> Self {
+        Self { kind, field: None, detail }
+    }
+
+    pub(crate) fn invalid(field: &'static str, detail: String) -> Self {
+        Self::new(RefusalKind::Invalid, detail).at(field)
+    }
+
+    pub(crate) fn not_found(detail: String) -> Self {
+        Self::new(RefusalKind::NotFound, detail)
+    }
+
+    pub(crate) fn conflict(detail: String) -> Self {
+        Self::new(RefusalKind::Conflict, detail)
+    }
+
+    pub(crate) fn unavailable(detail: String) -> Self {
+        Self::new(RefusalKind::Unavailable, detail)
+    }
+
+    /// The same, with the request's field it is about.
+    pub(crate) fn at(mut self, field: &'static str) -> Self {
+        self.field = Some(field);
+        self
+    }
+}
+
+pub fn handle(control: &mut Control, now: TimeMs, request: Request) -> Result<Reply, Refusal> {
+    let Request { actor, idempotency_key, if_match, ask, .. } = request;
+    let remembered = match idempotency_key {
+        Some(key) => match recall(control, &actor, &key, &ask)? {
+            Recall::Answered(reply) => return Ok(reply),
+            Recall::New { key, fingerprint } => Some((key, fingerprint)),
+        },
+        None => None,
+    };
+    if let Some(expected) = if_match {
+        let unchanged = object_of(&ask).is_none_or(|key| control.revision_of(&key) == Some(expected));
+        if !unchanged {
+            let detail = "it has changed since you read it: read it again and decide anew".to_owned();
+            return Err(Refusal::new(RefusalKind::Precondition, detail));
+        }
+    }
+    let reply = dispatch(control, now, &actor, ask)?;
+    if let Some((key, fingerprint)) = remembered {
+        control.tables.put(Idempotency { key, fingerprint, reply: reply.clone(), at: now });
+    }
+    Ok(reply)
+}
+
+enum Recall {
+    Answered(Reply),
+    New { key: String, fingerprint: String },
+}
+
+fn recall(control: &Control, actor: &Actor, key: &str, ask: &Ask) -> Result<Recall, Refusal> {
+    if key.is_empty() || key.len() > KEY_LENGTH_MAX || !key.bytes().all(|b| b.is_ascii_graphic()) {
+        let detail = format!("an idempotency key is 1 to {KEY_LENGTH_MAX} printable ASCII characters without spaces");
+        return Err(Refusal::invalid("Idempotency-Key", detail));
+    }
+    let key = format!("{}/{key}", actor.name);
+    let fingerprint = fingerprint(ask);
+    match control.tables.get::<Idempotency>(&key) {
+        Some(known) if known.fingerprint == fingerprint => Ok(Recall::Answered(known.reply.clone())),
+        Some(_) => Err(Refusal::invalid(
+            "Idempotency-Key",
+            "this idempotency key was used for another request: use a fresh one".to_owned(),
+        )),
+        None => Ok(Recall::New { key, fingerprint }),
+    }
+}
+
+/// The request without what the server itself made fresh for it.
+fn fingerprint(ask: &Ask) -> String {
+    let mut value = serde_json::to_value(ask).unwrap_or_default();
+    if let (Ask::CreateVm { .. }, Some(map)) = (ask, value.as_object_mut()) {
+        map.remove("id");
+        if let Some(nic) = map.get_mut("spec").and_then(|spec| spec.get_mut("nic")).and_then(|nic| nic.as_object_mut())
+        {
+            nic.remove("mac");
+        }
+    }
+    value.to_string()
+}
+
+/// The object a precondition speaks of.
+fn object_of(ask: &Ask) -> Option<ObjectKey> {
+    let key = |kind, id: &dyn fmt::Display| Some(ObjectKey { kind, id: id.to_string() });
+    match ask {
+        Ask::RemoveTenant { id } => key("tenant", id),
+        Ask::RemoveToken { id } => key("api-token", id),
+        Ask::RemoveHost { host }
+        | Ask::DrainHost { host }
+        | Ask::UndrainHost { host }
+        | Ask::PowerHost { host, .. } => key("host", host),
+        Ask::RemoveImage { id } => key("image", id),
+        Ask::SetRun { vm, .. } | Ask::RemoveVm { vm } | Ask::MigrateVm { vm, .. } => key("vm", vm),
+        Ask::CancelMigration { id } => key("migration", id),
+        Ask::ApprovePlan { id } | Ask::RejectPlan { id } => key("plan", id),
+        Ask::SetPolicy { .. } => key("policy", &"cluster"),
+        Ask::CreateTenant { .. }
+        | Ask::CreateToken { .. }
+        | Ask::CreateJoinToken { .. }
+        | Ask::Join { .. }
+        | Ask::CreateImage { .. }
+        | Ask::CreateVm { .. }
+        | Ask::PlanNow => None,
+    }
+}
+
+fn dispatch(control: &mut Control, now: TimeMs, actor: &Actor, ask: Ask) -> Result<Reply, Refusal> {
+    match ask {
+        // Its token is its credential.
+        Ask::Join { host, token, secret_sha256 } => join(control, now, &host, &token, &secret_sha256),
+        Ask::CreateVm { id, spec } => create_vm(control, now, actor, id, spec),
+        Ask::SetRun { vm, run } => set_run(control, now, actor, &vm, run),
+        Ask::RemoveVm { vm } => remove_vm(control, now, actor, &vm),
+        ask => {
+            if actor.role != Role::Operator {
+                return Err(Refusal::new(RefusalKind::Forbidden, "only an operator may do this".to_owned()));
+            }
+            as_operator(control, now, actor, ask)
+        }
+    }
+}
+
+fn as_operator(control: &mut Control, now: TimeMs, actor: &Actor, ask: Ask) -> Result<Reply, Refusal> {
+    let by = &actor.name;
+    match ask {
+        Ask::CreateTenant { id } => create_tenant(control, now, id),
+        Ask::RemoveTenant { id } => remove_tenant(control, now, &id),
+        Ask::CreateToken { token } => create_token(control, now, token),
+        Ask::RemoveToken { id } => remove_token(control, now, &id),
+        Ask::CreateJoinToken { token } => create_join_token(control, token),
+        Ask::RemoveHost { host } => remove_host(control, now, &host),
+        Ask::DrainHost { host } => drain(control, now, &host, true, by),
+        Ask::UndrainHost { host } => drain(control, now, &host, false, by),
+        Ask::PowerHost { host, on } => power_host(control, now, &host, on, by),
+        Ask::CreateImage { image } => create_image(control, now, image),
+        Ask::RemoveImage { id } => remove_image(control, now, &id),
+        Ask::MigrateVm { vm, to } => planning::migrate_by_hand(control, now, &vm, to, by),
+        Ask::CancelMigration { id } => migrate::cancel(control, now, id, by).map(|()| Reply::Migration(id)),
+        Ask::PlanNow => planning::plan_now(control, now),
+        Ask::ApprovePlan { id } => planning::approve(control, now, id),
+        Ask::RejectPlan { id } => planning::reject(control, now, id, by),
+        Ask::SetPolicy { policy } => set_policy(control, now, *policy, by),
+        Ask::Join { .. } | Ask::CreateVm { .. } | Ask::SetRun { .. } | Ask::RemoveVm { .. } => {
+            Err(Refusal::new(RefusalKind::Invalid, "this is not an operator's request".to_owned()))
+        }
+    }
+}
+
+fn create_tenant(control: &mut Control, now: TimeMs, id: TenantId) -> Result<Reply, Refusal> {
+    if control.tenant(&id).is_some() {
+        return Err(Refusal::conflict(format!("there is a tenant {id} already: choose another name")).at("name"));
+    }
+    control.tables.put(Tenant { id: id.clone(), created_at: now });
+    control.tables.event(
+        now,
+        Severity::Info,
+        format!("tenant/{id}"),
+        None,
+        "tenant-created",
+        format!("tenant {id} was made"),
+    );
+    Ok(Reply::Tenant(id))
+}
+
+fn remove_tenant(control: &mut Control, now: TimeMs, id: &TenantId) -> Result<Reply, Refusal> {
+    control.require::<Tenant>(id, "tenant")?;
+    let vms = control.vms().filter(|vm| vm.spec.tenant == *id).count();
+    if vms > 0 {
+        return Err(Refusal::conflict(format!("{id} still has {vms} vms: remove them first")));
+    }
+    let speaks_for = |token: &&ApiToken| matches!(&token.role, Role::Tenant { tenant } if tenant == id);
+    let tokens: Vec<TokenId> = control.api_tokens().filter(speaks_for).map(|token| token.id.clone()).collect();
+    for token in tokens {
+        control.tables.remove::<ApiToken>(&token);
+    }
+    control.tables.remove::<Tenant>(id);
+    let text = format!("tenant {id} was removed, and its tokens with it");
+    control.tables.event(now, Severity::Info, format!("tenant/{id}"), None, "tenant-removed", text);
+    Ok(Reply::Done)
+}
+
+fn create_token(control: &mut Control, now: TimeMs, token: ApiToken) -> Result<Reply, Refusal> {
+    if let Role::Tenant { tenant } = &token.role {
+        control.require::<Tenant>(tenant, "tenant").map_err(|refusal| refusal.at("tenant"))?;
+    }
+    if control.tables.get::<ApiToken>(&token.id).is_some() {
+        return Err(Refusal::conflict(format!("there is a token {} already: choose another name", token.id)).at("name"));
+    }
+    if control.tables.api_tokens.len() >= TOKENS_MAX {
+        return Err(Refusal::conflict(format!("there are {TOKENS_MAX} tokens: remove some first")));
+    }
+    let id = token.id.clone();
+    control.tables.put(token);
+    control.tables.event(
+        now,
+        Severity::Info,
+        format!("token/{id}"),
+        None,
+        "token-created",
+        format!("token {id} was made"),
+    );
+    Ok(Reply::Token(id))
+}
+
+fn remove_token(control: &mut Control, now: TimeMs, id: &TokenId) -> Result<Reply, Refusal> {
+    let operators = control.api_tokens().filter(|token| token.role == Role::Operator && token.expires_at.is_none());
+    let last = operators.map(|token| &token.id).eq([id]);
+    control.require::<ApiToken>(id, "token")?;
+    if last {
+        return Err(Refusal::conflict(
+            "this is the last operator token that does not expire: make another first, or nobody could".to_owned(),
+        ));
+    }
+    control.tables.remove::<ApiToken>(id);
+    control.tables.event(
+        now,
+        Severity::Info,
+        format!("token/{id}"),
+        None,
+        "token-removed",
+        format!("token {id} was removed"),
+    );
+    Ok(Reply::Done)
+}
+
+/// One per host: a new one takes the place of an unused one.
+fn create_join_token(control: &mut Control, token: JoinToken) -> Result<Reply, Refusal> {
+    let older: Vec<TokenId> =
+        control.tables.all::<JoinToken>().filter(|t| t.host == token.host).map(|t| t.id.clone()).collect();
+    for id in older {
+        control.tables.remove::<JoinToken>(&id);
+    }
+    let id = token.id.clone();
+    control.tables.put(token);
+    Ok(Reply::Token(id))
+}
+
+fn join(
+    control: &mut Control,
+    now: TimeMs,
+    host: &HostId,
+    id: &TokenId,
+    secret_sha256: &str,
+) -> Result<Reply, Refusal> {
+    let refused = |what: &str| {
+        let detail = format!("{what}: make a new one with `drover host token {host}`");
+        Err(Refusal::new(RefusalKind::Unauthorized, detail))
+    };
+    let Some(token) = control.tables.get::<JoinToken>(id).filter(|token| token.secret_sha256 == secret_sha256) else {
+        return refused("this join token is unknown or was used already");
+    };
+    if now >= token.expires_at {
+        return refused("this join token has expired");
+    }
+    if token.host != *host {
+        return refused(&format!("this join token is for another host, not for {host}"));
+    }
+    control.tables.remove::<JoinToken>(id);
+    if control.host(host).is_none() {
+        control.tables.put(Host {
+            id: host.clone(),
+            joined_at: now,
+            maintenance: false,
+            power: PowerIntent::On,
+            capacity: None,
+            networks: Default::default(),
+            boot_time: None,
+        });
+    }
+    control.tables.event(
+        now,
+        Severity::Info,
+        format!("host/{host}"),
+        None,
+        "host-joined",
+        format!("{host} has joined"),
+    );
+    Ok(Reply::Host(host.clone()))
+}
+
+fn remove_host(control: &mut Control, now: TimeMs, host: &HostId) -> Result<Reply, Refusal> {
+    control.require::<Host>(host, "host")?;
+    let vms = control.vms_on(host).count();
+    if vms > 0 || control.holds_vms(host) > 0 {
+        return Err(Refusal::conflict(format!("{host} still holds {vms} vms: `drover host drain {host}` first")));
+    }
+    control.tables.remove::<Host>(host);
+    control.tables.event(
+        now,
+        Severity::Info,
+        format!("host/{host}"),
+        None,
+        "host-removed",
+        format!("{host} was removed"),
+    );
+    if let Some(live) = control.live.hosts.remove(host)
+        && let Some(connection) = live.connection
+    {
+        let why = "this host was removed from the cluster".to_owned();
+        control.live.effects.push(crate::interface::Effect::Disconnect { host: host.clone(), connection, why });
+    }
+    Ok(Reply::Done)
+}
+
+fn drain(control: &mut Control, now: TimeMs, host: &HostId, maintenance: bool, by: &str) -> Result<Reply, Refusal> {
+    let row = control.require::<Host>(host, "host")?;
+    if row.maintenance != maintenance {
+        control.tables.change::<Host>(host, |row| row.maintenance = maintenance);
+        let (kind, text) = if maintenance {
+            ("host-drained", format!("{by} drains {host} for maintenance"))
+        } else {
+            ("host-undrained", format!("{by} gives {host} back"))
+        };
+        control.tables.event(now, Severity::Info, format!("host/{host}"), None, kind, text);
+    }
+    Ok(Reply::Host(host.clone()))
+}
+
+fn power_host(control: &mut Control, now: TimeMs, host: &HostId, on: bool, by: &str) -> Result<Reply, Refusal> {
+    let row = control.require::<Host>(host, "host")?;
+    let power = row.power;
+    if !on {
+        if power == PowerIntent::Asleep {
+            // Already off: from now on only a person switches it on.
+            control.tables.change::<Host>(host, |row| row.power = PowerIntent::Off);
+        } else if power == PowerIntent::On {
+            power::switch_off(control, now, host, PowerIntent::Off, &format!("{by} asked for it"))?;
+        }
+        return Ok(Reply::Host(host.clone()));
+    }
+    if !control.settings.power_managed.contains(host) {
+        return Err(Refusal::conflict(format!(
+            "{host} has no power driver: switch it on by hand, or configure [hosts.{host}.power]"
+        )));
+    }
+    if power == PowerIntent::On && control.live.state(host) == HostState::Down {
+        // It should be on and is silent: let the driver try.
+        control.tables.change::<Host>(host, |row| row.power = PowerIntent::Asleep);
+    }
+    power::wake(control, now, host, &format!("{by} asked for it"));
+    Ok(Reply::Host(host.clone()))
+}
+
+fn create_image(control: &mut Control, now: TimeMs, image: Image) -> Result<Reply, Refusal> {
+    if control.image(&image.id).is_some() {
+        return Err(
+            Refusal::conflict(format!("there is an image {} already: choose another name", image.id)).at("name")
+        );
+    }
+    if image.kernel.is_none() && image.disk.is_none() {
+        return Err(Refusal::invalid("files", "an image needs a kernel or a disk to boot from".to_owned()));
+    }
+    let id = image.id.clone();
+    control.tables.put(image);
+    control.tables.event(
+        now,
+        Severity::Info,
+        format!("image/{id}"),
+        None,
+        "image-created",
+        format!("image {id} was made"),
+    );
+    Ok(Reply::Image(id))
+}
+
+fn remove_image(control: &mut Control, now: TimeMs, id: &drover_model::ImageId) -> Result<Reply, Refusal> {
+    control.require::<Image>(id, "image")?;
+    let users = control.vms().filter(|vm| vm.spec.image == *id).count();
+    if users > 0 {
+        return Err(Refusal::conflict(format!("{users} vms use image {id}: remove them first")));
+    }
+    control.tables.remove::<Image>(id);
+    control.tables.event(
+        now,
+        Severity::Info,
+        format!("image/{id}"),
+        None,
+        "image-removed",
+        format!("image {id} was removed"),
+    );
+    Ok(Reply::Done)
+}
+
+fn create_vm(control: &mut Control, now: TimeMs, actor: &Actor, id: VmId, spec: VmSpec) -> Result<Reply, Refusal> {
+    if matches!(&actor.role, Role::Tenant { tenant } if *tenant != spec.tenant) {
+        return Err(Refusal::new(RefusalKind::Forbidden, "a tenant makes vms for itself only".to_owned()).at("tenant"));
+    }
+    control.require::<Tenant>(&spec.tenant, "tenant").map_err(|refusal| refusal.at("tenant"))?;
+    control.require::<Image>(&spec.image, "image").map_err(|refusal| refusal.at("image"))?;
+    if let Some(host) = spec.pinned_to.iter().find(|host| control.host(host).is_none()) {
+        return Err(Refusal::invalid("pinned_to", format!("there is no host {host}")));
+    }
+    if control.vms().any(|vm| vm.spec.tenant == spec.tenant && vm.spec.name == spec.name) {
+        let detail = format!("{} has a vm {} already: choose another name", spec.tenant, spec.name);
+        return Err(Refusal::conflict(detail).at("name"));
+    }
+    if control.tables.vms.len() >= VMS_MAX {
+        return Err(Refusal::conflict(format!("the cluster has {VMS_MAX} vms, its limit")));
+    }
+    fits_somewhere(control, now, &id, &spec)?;
+    let vm = Vm {
+        id: id.clone(),
+        spec,
+        created_at: now,
+        run: RunIntent::Running,
+        host: None,
+        generation: drover_model::Generation(0),
+        migration: None,
+        moved_at: None,
+        moved_from: None,
+        deleting: false,
+        remains_on: Default::default(),
+    };
+    let text = format!("{} made {} from image {}", actor.name, vm.spec.name, vm.spec.image);
+    lifecycle::vm_event(control, now, &vm, Severity::Info, "vm-created", text);
+    control.tables.put(vm);
+    Ok(Reply::Vm(id))
+}
+
+/// A vm that no host could ever run is refused at once; one that has to wait for room is taken.
+fn fits_somewhere(control: &Control, now: TimeMs, id: &VmId, spec: &VmSpec) -> Result<(), Refusal> {
+    let mut world = control.world(now);
+    if world.hosts.values().all(|host| host.capacity.is_none()) {
+        return Err(Refusal::unavailable(
+            "no host has joined yet: `drover host token HOST` makes the token for one".to_owned(),
+        ));
+    }
+    let view = VmView {
+        name: spec.name.clone(),
+        tenant: spec.tenant.clone(),
+        generation: drover_model::Generation(0),
+        vcpus: spec.vcpus,
+        memory: spec.memory,
+        network: spec.nic.as_ref().map(|nic| nic.network.clone()),
+        anti_affinity: spec.anti_affinity.clone(),
+        pinned_to: spec.pinned_to.clone(),
+        host: None,
+        movable: Movable::No { why: "it has no host yet".to_owned() },
+        moved: None,
+        load: Default::default(),
+    };
+    world.vms.insert(id.clone(), view);
+    match planner::place(&world, id) {
+        Err(planner::Refusal::NeverFits { why }) => Err(Refusal::new(RefusalKind::Invalid, why)),
+        Ok(_) | Err(planner::Refusal::WakeFirst { .. } | planner::Refusal::NoRoom { .. }) => Ok(()),
+    }
+}
+
+/// The vm, if the caller may touch it.
+fn own_vm(control: &Control, actor: &Actor, id: &VmId) -> Result<Vm, Refusal> {
+    let vm = control.require::<Vm>(id, "vm")?;
+    match &actor.role {
+        Role::Tenant { tenant } if *tenant != vm.spec.tenant => Err(Refusal::not_found(format!("there is no vm {id}"))),
+        Role::Tenant { .. } | Role::Operator => Ok(vm.clone()),
+    }
+}
+
+fn set_run(control: &mut Control, now: TimeMs, actor: &Actor, id: &VmId, run: RunIntent) -> Result<Reply, Refusal> {
+    let vm = own_vm(control, actor, id)?;
+    let name = &vm.spec.name;
+    if vm.deleting {
+        return Err(Refusal::conflict(format!("{name} is being removed")));
+    }
+    let failed = control.vm_status(id).phase == "failed";
+    if vm.run == run && !failed {
+        return Ok(Reply::Vm(id.clone()));
+    }
+    control.yield_to_owner(now, &vm, run, &actor.name)?;
+    match run {
+        RunIntent::Stopped => control.tables.change::<Vm>(id, |vm| vm.run = run),
+        RunIntent::Running => {
+            if let Some(host) = &vm.host {
+                match control.live.sees(host, id) {
+                    // What it was told a moment ago may start it there.
+                    _ if control.live.is_unsure(host, id) => {
+                        return Err(Refusal::unavailable(format!("{host} is busy with {name}: try again in a second")));
+                    }
+                    crate::live::Seen::Unknown if control.live.state(host) != HostState::Asleep => {
+                        return Err(Refusal::unavailable(format!(
+                            "{host}, where {name} was, does not answer: try again later"
+                        )));
+                    }
+                    crate::live::Seen::There(seen) if seen.state.runs_guest() => {
+                        return Err(Refusal::conflict(format!(
+                            "{name} is still stopping: start it when it has stopped"
+                        )));
+                    }
+                    _ => {}
+                }
+            }
+            // It is placed anew; what its last host still knows of it is released as a stray.
+            control.tables.change::<Vm>(id, |vm| {
+                vm.run = run;
+                vm.remains_on.extend(vm.host.take());
+            });
+        }
+    }
+    control.lifecycle.reset(id);
+    let (kind, verb) = match run {
+        RunIntent::Running => ("vm-start", "starts"),
+        RunIntent::Stopped => ("vm-stop", "stops"),
+    };
+    lifecycle::vm_event(control, now, &vm, Severity::Info, kind, format!("{} {verb} {name}", actor.name));
+    Ok(Reply::Vm(id.clone()))
+}
+
+fn remove_vm(control: &mut Control, now: TimeMs, actor: &Actor, id: &VmId) -> Result<Reply, Refusal> {
+    let vm = own_vm(control, actor, id)?;
+    if !vm.deleting {
+        control.yield_to_owner(now, &vm, RunIntent::Stopped, &actor.name)?;
+        control.tables.change::<Vm>(id, |vm| vm.deleting = true);
+        control.lifecycle.reset(id);
+        let text = format!("{} removes {}", actor.name, vm.spec.name);
+        lifecycle::vm_event(control, now, &vm, Severity::Info, "vm-removing", text);
+    }
+    Ok(Reply::Vm(id.clone()))
+}
+
+fn set_policy(control: &mut Control, now: TimeMs, policy: Policy, by: &str) -> Result<Reply, Refusal> {
+    policy.check().map_err(|bad| Refusal::invalid(bad.field, bad.to_string()))?;
+    control.tables.put(policy);
+    control.tables.event(now, Severity::Info, "cluster", None, "policy-set", format!("{by} changed the policy"));
+    Ok(Reply::Policy)
+}
+
+/// Keeps what only grows within bounds.
+pub fn retain(control: &mut Control, now: TimeMs) {
+    let tables = &mut control.tables;
+    let stale: Vec<String> = tables
+        .idempotency
+        .values()
+        .filter(|row| now.since(row.value.at) >= REMEMBER_FOR)
+        .map(|row| row.value.key.clone())
+        .collect();
+    for key in stale {
+        tables.remove::<Idempotency>(&key);
+    }
+    while tables.idempotency.len() > REMEMBER_MAX {
+        let oldest = tables.idempotency.values().min_by_key(|row| row.value.at).map(|row| row.value.key.clone());
+        let Some(key) = oldest else { break };
+        tables.remove::<Idempotency>(&key);
+    }
+    let expired: Vec<TokenId> =
+        tables.join_tokens.values().filter(|row| now >= row.value.expires_at).map(|row| row.value.id.clone()).collect();
+    for id in expired {
+        tables.remove::<JoinToken>(&id);
+    }
+    let surplus = tables.plans.len().saturating_sub(PLANS_MAX);
+    let over = |state: &PlanState| !matches!(state, PlanState::Running | PlanState::Settling | PlanState::Proposed);
+    let old: Vec<PlanId> =
+        tables.plans.iter().filter(|(_, row)| over(&row.value.state)).take(surplus).map(|(id, _)| *id).collect();
+    for id in old {
+        tables.remove::<PlanRecord>(&id);
+    }
+    let surplus = tables.migrations.len().saturating_sub(MIGRATIONS_MAX);
+    let old: Vec<MigrationId> = tables
+        .migrations
+        .iter()
+        .filter(|(_, row)| row.value.phase.is_over())
+        .take(surplus)
+        .map(|(id, _)| *id)
+        .collect();
+    for id in old {
+        tables.remove::<MigrationRecord>(&id);
+    }
+}

@@ -1,0 +1,135 @@
+//! The planner's view of the moment, and a vm's state in one word: both made from intent and what is observed.
+
+use crate::Control;
+use crate::live::Seen;
+use drover_model::intent::{Host, PowerIntent, RunIntent, Vm};
+use drover_model::inventory::{VmInventory, VmState};
+use drover_model::load::VmSample;
+use drover_model::world::{HostView, Movable, VmView, World};
+use drover_model::{Millis, TimeMs, VmId};
+
+/// Until a host's first boot was measured.
+const BOOT_TIME_GUESS: Millis = Millis::secs(120);
+
+/// How a vm stands, for those who read.
+#[derive(Debug, Clone)]
+pub struct VmStatus<'a> {
+    /// `waiting`, `starting`, `running`, `migrating`, `stopping`, `stopped`, `failed`, `unknown`, `deleting`.
+    pub phase: &'static str,
+    /// Where the phase alone does not say enough.
+    pub why: Option<String>,
+    /// What its host last said of it.
+    pub inventory: Option<&'a VmInventory>,
+    pub sample: Option<&'a VmSample>,
+}
+
+impl Control {
+    /// Everything the planner may know, at `now`.
+    pub fn world(&self, now: TimeMs) -> World {
+        World {
+            now,
+            revision: self.revision(),
+            policy: self.policy().clone(),
+            hosts: self.hosts().map(|host| (host.id.clone(), self.host_view(host))).collect(),
+            vms: self.vms().filter_map(|vm| Some((vm.id.clone(), self.vm_view(vm)?))).collect(),
+        }
+    }
+
+    fn host_view(&self, host: &Host) -> HostView {
+        let live = self.live.hosts.get(&host.id);
+        HostView {
+            state: self.live.state(&host.id),
+            capacity: host.capacity,
+            maintenance: host.maintenance,
+            power_managed: self.settings.power_managed.contains(&host.id) && host.power != PowerIntent::Off,
+            boot_time: host.boot_time.unwrap_or(BOOT_TIME_GUESS),
+            networks: host.networks.clone(),
+            load: live.map(|live| live.load.clone()).unwrap_or_default(),
+            since: live.map_or(self.started_at, |live| live.since),
+        }
+    }
+
+    /// `None` for a vm that takes no room: stopped, and gone from its host.
+    fn vm_view(&self, vm: &Vm) -> Option<VmView> {
+        let seen = vm.host.as_ref().map(|host| self.live.sees(host, &vm.id));
+        let runs = matches!(seen, Some(Seen::There(inventory)) if inventory.state.runs_guest());
+        let wanted = vm.run == RunIntent::Running && !vm.deleting;
+        if !wanted && !runs {
+            return None;
+        }
+        Some(VmView {
+            name: vm.spec.name.clone(),
+            tenant: vm.spec.tenant.clone(),
+            generation: vm.generation,
+            vcpus: vm.spec.vcpus,
+            memory: vm.spec.memory,
+            network: vm.spec.nic.as_ref().map(|nic| nic.network.clone()),
+            anti_affinity: vm.spec.anti_affinity.clone(),
+            pinned_to: vm.spec.pinned_to.clone(),
+            host: vm.host.clone(),
+            movable: self.movable(vm, seen),
+            moved: vm.moved_at.zip(vm.moved_from.clone()),
+            load: self.live.vm_load.get(&vm.id).cloned().unwrap_or_default(),
+        })
+    }
+
+    fn movable(&self, vm: &Vm, seen: Option<Seen<'_>>) -> Movable {
+        let no = |why: &str| Movable::No { why: why.to_owned() };
+        if let Some(record) = vm.migration.and_then(|id| self.migration(id)) {
+            let to = if vm.host.as_ref() == Some(&record.to) { record.from.clone() } else { record.to.clone() };
+            return Movable::Moving { to };
+        }
+        match seen {
+            None => no("it has no host yet"),
+            Some(_) if vm.deleting => no("it is being removed"),
+            Some(Seen::Unknown) => no("its host does not answer"),
+            Some(Seen::Absent) => no("it has not started yet"),
+            Some(Seen::There(inventory)) => match &inventory.state {
+                VmState::Running if inventory.generation == vm.generation => Movable::Yes,
+                state => no(&format!("it is {}", state.word())),
+            },
+        }
+    }
+
+    pub fn vm_status(&self, id: &VmId) -> VmStatus<'_> {
+        let Some(vm) = self.vm(id) else {
+            return VmStatus { phase: "unknown", why: None, inventory: None, sample: None };
+        };
+        let seen = vm.host.as_ref().map_or(Seen::Absent, |host| self.live.sees(host, id));
+        let inventory = match seen {
+            Seen::There(inventory) => Some(inventory),
+            Seen::Absent | Seen::Unknown => None,
+        };
+        let sample = self.live.vm_load.get(id).and_then(|window| window.last()).map(|(_, sample)| sample);
+        let (phase, why) = self.phase(vm, seen);
+        VmStatus { phase, why, inventory, sample }
+    }
+
+    fn phase(&self, vm: &Vm, seen: Seen<'_>) -> (&'static str, Option<String>) {
+        let trouble = self.lifecycle.trouble(&vm.id).map(str::to_owned);
+        if vm.deleting {
+            return ("deleting", trouble);
+        }
+        if vm.migration.is_some() {
+            return ("migrating", None);
+        }
+        match (vm.run, seen) {
+            (RunIntent::Running, _) if vm.host.is_none() => ("waiting", trouble),
+            (_, Seen::Unknown) => ("unknown", Some("its host does not answer".to_owned())),
+            (RunIntent::Running, Seen::Absent) => ("starting", trouble),
+            (RunIntent::Stopped, Seen::Absent) => ("stopped", trouble),
+            (run, Seen::There(inventory)) => match &inventory.state {
+                VmState::Running if run == RunIntent::Stopped => ("stopping", trouble),
+                VmState::Running | VmState::Outgoing { .. } => ("running", trouble),
+                VmState::Starting => ("starting", trouble),
+                VmState::Stopping => ("stopping", trouble),
+                VmState::Stopped if run == RunIntent::Running => ("starting", trouble),
+                VmState::Stopped => ("stopped", trouble),
+                VmState::Failed { why } => ("failed", Some(why.clone())),
+                VmState::Incoming { .. } | VmState::HandedOver { .. } | VmState::IncomingFailed { .. } => {
+                    ("migrating", trouble)
+                }
+            },
+        }
+    }
+}
