@@ -1,0 +1,157 @@
+//! Which accelerator works on this host, and which QEMU it has.
+//!
+//! `/dev/kvm` can exist, open and answer, and still not run a guest: so KVM is taken only if the
+//! processor's flags offer virtualization *and* a small guest has really run.
+
+use crate::command_line::Accel;
+use crate::process::{QEMU_BINARY, QEMU_PACKAGE};
+use crate::qmp::QemuVersion;
+use rustix::fs::{MemfdFlags, memfd_create};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::Command;
+
+/// Longest time the probe's guest may take; it needs a small part of a second.
+const PROBE_MAX: Duration = Duration::from_secs(3);
+/// Longest wait for `qemu --version`.
+const VERSION_MAX: Duration = Duration::from_secs(10);
+const KVM_DEVICE: &str = "/dev/kvm";
+/// What the probe's guest writes to the exit device.
+const PROBE_VALUE: u8 = 0x2a;
+/// What QEMU makes of it: twice the value, plus one.
+const PROBE_EXIT: i32 = PROBE_VALUE as i32 * 2 + 1;
+const EXIT_PORT: u8 = 0xf4;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    #[error("cannot start {}: install Debian's {QEMU_PACKAGE}", binary.display())]
+    NotInstalled { binary: PathBuf, source: io::Error },
+    #[error("{} does not tell its version ({problem}): reinstall Debian's {QEMU_PACKAGE}", binary.display())]
+    NoVersion { binary: PathBuf, problem: String },
+}
+
+/// The accelerator to use, and why, for people.
+pub async fn probe_accelerator() -> (Accel, String) {
+    match kvm_problem().await {
+        None => (Accel::Kvm, "the processor offers virtualization and a probe guest ran".to_owned()),
+        Some(why) => (Accel::Tcg, why),
+    }
+}
+
+/// The version of the installed QEMU.
+pub async fn qemu_version() -> Result<QemuVersion, ProbeError> {
+    version_of(Path::new(QEMU_BINARY)).await
+}
+
+async fn version_of(binary: &Path) -> Result<QemuVersion, ProbeError> {
+    let unclear = |problem: String| ProbeError::NoVersion { binary: binary.to_owned(), problem };
+    let run = Command::new(binary).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(VERSION_MAX, run)
+        .await
+        .map_err(|_| unclear("no answer".to_owned()))?
+        .map_err(|source| ProbeError::NotInstalled { binary: binary.to_owned(), source })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    parse_version(&text).ok_or_else(|| unclear(format!("it says {:?}", text.lines().next().unwrap_or_default())))
+}
+
+/// From `QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)`.
+fn parse_version(text: &str) -> Option<QemuVersion> {
+    let word = text.split_once("version ")?.1.split_whitespace().next()?;
+    let mut numbers = word.split('.').map(|number| number.parse().ok());
+    let mut next = || numbers.next().flatten();
+    Some(QemuVersion { major: next()?, minor: next()?, micro: next().unwrap_or(0) })
+}
+
+async fn kvm_problem() -> Option<String> {
+    if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open(KVM_DEVICE) {
+        return Some(format!("{KVM_DEVICE} can't be opened: {error}"));
+    }
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if !offers_virtualization(&flags) {
+        return Some(format!("{KVM_DEVICE} exists, but the processor offers no virtualization (no vmx or svm flag)"));
+    }
+    run_probe_guest(Accel::Kvm).await.err().map(|why| format!("a probe guest under KVM failed: {why}"))
+}
+
+fn offers_virtualization(cpuinfo: &str) -> bool {
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"))
+}
+
+/// Boots a sector that writes one value to QEMU's exit device, which then ends with a known status.
+async fn run_probe_guest(accel: Accel) -> Result<(), String> {
+    let disk = probe_disk().map_err(|error| format!("cannot make its disk: {error}"))?;
+    let run = Command::new(QEMU_BINARY)
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "16M", "-machine"])
+        .arg(format!("pc,accel={accel}"))
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
+        .args(["-drive", "if=floppy,format=raw,readonly=on,file=/dev/fd/0"])
+        .stdin(disk)
+        .kill_on_drop(true)
+        .output();
+    let output = match tokio::time::timeout(PROBE_MAX, run).await {
+        Err(_) => return Err(format!("it did not finish within {} s", PROBE_MAX.as_secs())),
+        Ok(Err(error)) => return Err(format!("cannot start {QEMU_BINARY}: {error}")),
+        Ok(Ok(output)) => output,
+    };
+    if output.status.code() == Some(PROBE_EXIT) {
+        return Ok(());
+    }
+    Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+/// A disk of one boot sector, in memory: `mov al, value; out port, al; cli; hlt; jmp $-1`.
+fn probe_disk() -> io::Result<File> {
+    let code = [0xb0, PROBE_VALUE, 0xe6, EXIT_PORT, 0xfa, 0xf4, 0xeb, 0xfd];
+    let mut sector = [0; 512];
+    sector[..code.len()].copy_from_slice(&code);
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    let mut disk = File::from(memfd_create("probe-disk", MemfdFlags::CLOEXEC)?);
+    disk.write_all(&sector)?;
+    Ok(disk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_read_from_what_qemu_prints() {
+        let version = |text| parse_version(text).map(|v| v.to_string());
+        assert_eq!(version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright").as_deref(), Some("7.2.22"));
+        assert_eq!(version("QEMU emulator version 10.0.2 (Debian 1:10.0.2)").as_deref(), Some("10.0.2"));
+        assert_eq!(version("something else"), None);
+    }
+
+    #[test]
+    fn only_the_flags_line_of_the_processor_counts() {
+        assert!(offers_virtualization("model name: x\nflags\t\t: fpu vmx sse\n"));
+        assert!(offers_virtualization("flags\t\t: fpu svm\n"));
+        assert!(!offers_virtualization("model name: svm vmx\nflags\t\t: fpu svm_lock\n"));
+        assert!(!offers_virtualization(""));
+    }
+
+    #[tokio::test]
+    async fn the_probe_guest_runs_where_translation_does() {
+        run_probe_guest(Accel::Tcg).await.expect("a probe guest under TCG");
+    }
+
+    #[tokio::test]
+    async fn an_accelerator_is_always_found_with_a_reason() {
+        let (accel, why) = probe_accelerator().await;
+        assert!(!why.is_empty(), "{accel} without a reason");
+        if accel == Accel::Kvm {
+            assert!(offers_virtualization(&std::fs::read_to_string("/proc/cpuinfo").unwrap()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_qemu_is_said_with_the_package_that_has_it() {
+        let error = version_of(Path::new("/nonexistent/qemu")).await.unwrap_err();
+        assert!(matches!(error, ProbeError::NotInstalled { .. }));
+        assert!(error.to_string().contains("qemu-system-x86"), "{error}");
+    }
+}
