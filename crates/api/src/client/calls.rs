@@ -1,0 +1,271 @@
+//! The routes of [`crate::v1`], one method each.
+
+use super::{ApiError, Client, limits};
+use crate::v1::{
+    ClusterView, CreateImage, CreateJoinToken, CreateTenant, CreateToken, CreateVm, CreatedJoinToken, CreatedToken,
+    EventQuery, EventView, Explanation, Health, HostView, ImagePart, ImageView, List, MERGE_PATCH, MigrateVm,
+    MigrationView, PlanNow, PlanView, Policy, SetPower, StagedFile, TenantView, TokenView, VmListQuery, VmQuery,
+    VmView, Whoami,
+};
+use drover_model::{MigrationId, PlanId, Revision};
+use reqwest::Method;
+use reqwest::header::CONTENT_TYPE;
+use serde_json::Value;
+use std::path::Path;
+use tokio_util::io::ReaderStream;
+
+/// A value with the revision it was read at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tagged<T> {
+    pub value: T,
+    pub revision: Option<Revision>,
+}
+
+/// The server itself.
+impl Client {
+    pub async fn health(&self) -> Result<Health, ApiError> {
+        self.get(&["healthz"], &[]).await
+    }
+
+    /// In Prometheus' text format.
+    pub async fn metrics(&self) -> Result<String, ApiError> {
+        self.text(&["metrics"]).await
+    }
+
+    /// The OpenAPI document, as the server wrote it.
+    pub async fn openapi(&self) -> Result<String, ApiError> {
+        self.text(&["v1", "openapi.json"]).await
+    }
+
+    pub async fn whoami(&self) -> Result<Whoami, ApiError> {
+        self.get(&["v1", "whoami"], &[]).await
+    }
+
+    pub async fn cluster(&self) -> Result<ClusterView, ApiError> {
+        self.get(&["v1", "cluster"], &[]).await
+    }
+
+    async fn text(&self, path: &[&str]) -> Result<String, ApiError> {
+        let answer = self.get_answer(path, &[]).await?;
+        String::from_utf8(answer.body.into()).map_err(|_| self.unexpected(answer.status, "bytes that are no text"))
+    }
+}
+
+/// Tenants and tokens.
+impl Client {
+    pub async fn tenants(&self) -> Result<List<TenantView>, ApiError> {
+        self.get(&["v1", "tenants"], &[]).await
+    }
+
+    pub async fn create_tenant(&self, tenant: &CreateTenant) -> Result<TenantView, ApiError> {
+        self.change(Method::POST, &["v1", "tenants"], &[], tenant).await
+    }
+
+    pub async fn remove_tenant(&self, id: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "tenants", id]).await
+    }
+
+    pub async fn tokens(&self) -> Result<List<TokenView>, ApiError> {
+        self.get(&["v1", "tokens"], &[]).await
+    }
+
+    pub async fn create_token(&self, token: &CreateToken) -> Result<CreatedToken, ApiError> {
+        self.change(Method::POST, &["v1", "tokens"], &[], token).await
+    }
+
+    pub async fn remove_token(&self, id: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "tokens", id]).await
+    }
+}
+
+/// Hosts.
+impl Client {
+    pub async fn hosts(&self) -> Result<List<HostView>, ApiError> {
+        self.get(&["v1", "hosts"], &[]).await
+    }
+
+    pub async fn host(&self, id: &str) -> Result<HostView, ApiError> {
+        self.get(&["v1", "hosts", id], &[]).await
+    }
+
+    pub async fn remove_host(&self, id: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "hosts", id]).await
+    }
+
+    pub async fn drain_host(&self, id: &str) -> Result<HostView, ApiError> {
+        self.act(&["v1", "hosts", id, "drain"], &[]).await
+    }
+
+    pub async fn undrain_host(&self, id: &str) -> Result<HostView, ApiError> {
+        self.act(&["v1", "hosts", id, "undrain"], &[]).await
+    }
+
+    pub async fn power_host(&self, id: &str, power: SetPower) -> Result<HostView, ApiError> {
+        self.change(Method::POST, &["v1", "hosts", id, "power"], &[], &power).await
+    }
+
+    pub async fn create_join_token(&self, id: &str, token: &CreateJoinToken) -> Result<CreatedJoinToken, ApiError> {
+        self.change(Method::POST, &["v1", "hosts", id, "token"], &[], token).await
+    }
+}
+
+/// Images.
+impl Client {
+    pub async fn images(&self) -> Result<List<ImageView>, ApiError> {
+        self.get(&["v1", "images"], &[]).await
+    }
+
+    pub async fn image(&self, id: &str) -> Result<ImageView, ApiError> {
+        self.get(&["v1", "images", id], &[]).await
+    }
+
+    /// Uploads a file; `sent` hears how many bytes have left so far.
+    pub async fn stage_image_file(
+        &self,
+        id: &str,
+        part: ImagePart,
+        path: &Path,
+        sent: impl FnMut(u64) + Send + 'static,
+    ) -> Result<StagedFile, ApiError> {
+        let file_error = |source| ApiError::File { path: path.display().to_string(), source };
+        let file = tokio::fs::File::open(path).await.map_err(file_error)?;
+        let size_bytes = file.metadata().await.map_err(file_error)?.len();
+        let body = reqwest::Body::wrap_stream(counted(ReaderStream::new(file), sent));
+        let request = self
+            .request(Method::PUT, &["v1", "images", id, "files", part.as_str()], &[])
+            .timeout(limits::UPLOAD)
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .header(reqwest::header::CONTENT_LENGTH, size_bytes)
+            .body(body);
+        let answer = self.send(request).await?;
+        self.decode(&answer)
+    }
+
+    /// Makes an image of what was staged under its name.
+    pub async fn create_image(&self, image: &CreateImage) -> Result<ImageView, ApiError> {
+        self.change(Method::POST, &["v1", "images"], &[], image).await
+    }
+
+    pub async fn remove_image(&self, id: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "images", id]).await
+    }
+}
+
+fn counted(
+    stream: ReaderStream<tokio::fs::File>,
+    mut sent: impl FnMut(u64) + Send + 'static,
+) -> impl futures_util::Stream<Item = std::io::Result<bytes::Bytes>> + Send + 'static {
+    let mut total = 0;
+    futures_util::StreamExt::inspect(stream, move |chunk| {
+        if let Ok(chunk) = chunk {
+            total += chunk.len() as u64;
+            sent(total);
+        }
+    })
+}
+
+/// Vms. `vm` is an id, or a name within the tenant of the token or of the query.
+impl Client {
+    pub async fn vms(&self, query: &VmListQuery) -> Result<List<VmView>, ApiError> {
+        let query = [("tenant", query.tenant.as_deref()), ("host", query.host.as_deref())];
+        self.get(&["v1", "vms"], &query).await
+    }
+
+    pub async fn vm(&self, vm: &str, query: &VmQuery) -> Result<VmView, ApiError> {
+        self.get(&["v1", "vms", vm], &[("tenant", query.tenant.as_deref())]).await
+    }
+
+    pub async fn create_vm(&self, vm: &CreateVm) -> Result<VmView, ApiError> {
+        self.change(Method::POST, &["v1", "vms"], &[], vm).await
+    }
+
+    /// It is gone once its host has let go of it.
+    pub async fn remove_vm(&self, vm: &str, query: &VmQuery) -> Result<VmView, ApiError> {
+        let query = [("tenant", query.tenant.as_deref())];
+        let answer = self.send(self.request(Method::DELETE, &["v1", "vms", vm], &query)).await?;
+        self.decode(&answer)
+    }
+
+    pub async fn start_vm(&self, vm: &str, query: &VmQuery) -> Result<VmView, ApiError> {
+        self.act(&["v1", "vms", vm, "start"], &[("tenant", query.tenant.as_deref())]).await
+    }
+
+    pub async fn stop_vm(&self, vm: &str, query: &VmQuery) -> Result<VmView, ApiError> {
+        self.act(&["v1", "vms", vm, "stop"], &[("tenant", query.tenant.as_deref())]).await
+    }
+
+    pub async fn migrate_vm(&self, vm: &str, query: &VmQuery, ask: &MigrateVm) -> Result<MigrationView, ApiError> {
+        let query = [("tenant", query.tenant.as_deref())];
+        self.change(Method::POST, &["v1", "vms", vm, "migrate"], &query, ask).await
+    }
+}
+
+/// Plans and migrations.
+impl Client {
+    pub async fn plans(&self) -> Result<List<PlanView>, ApiError> {
+        self.get(&["v1", "plans"], &[]).await
+    }
+
+    pub async fn plan(&self, id: PlanId) -> Result<PlanView, ApiError> {
+        self.get(&["v1", "plans", &id.to_string()], &[]).await
+    }
+
+    /// Makes a plan at once, whatever the loop's timing.
+    pub async fn plan_now(&self) -> Result<PlanNow, ApiError> {
+        self.act(&["v1", "plans"], &[]).await
+    }
+
+    pub async fn approve_plan(&self, id: PlanId) -> Result<PlanView, ApiError> {
+        self.act(&["v1", "plans", &id.to_string(), "approve"], &[]).await
+    }
+
+    pub async fn reject_plan(&self, id: PlanId) -> Result<PlanView, ApiError> {
+        self.act(&["v1", "plans", &id.to_string(), "reject"], &[]).await
+    }
+
+    pub async fn migrations(&self) -> Result<List<MigrationView>, ApiError> {
+        self.get(&["v1", "migrations"], &[]).await
+    }
+
+    pub async fn migration(&self, id: MigrationId) -> Result<MigrationView, ApiError> {
+        self.get(&["v1", "migrations", &id.to_string()], &[]).await
+    }
+
+    pub async fn cancel_migration(&self, id: MigrationId) -> Result<MigrationView, ApiError> {
+        self.act(&["v1", "migrations", &id.to_string(), "cancel"], &[]).await
+    }
+}
+
+/// Policy, events, explanations.
+impl Client {
+    pub async fn policy(&self) -> Result<Tagged<Policy>, ApiError> {
+        let answer = self.get_answer(&["v1", "policy"], &[]).await?;
+        Ok(Tagged { value: self.decode(&answer)?, revision: answer.revision })
+    }
+
+    /// Replaces it whole; what is left out takes its default.
+    pub async fn set_policy(&self, policy: &Policy) -> Result<Policy, ApiError> {
+        self.change(Method::PUT, &["v1", "policy"], &[], policy).await
+    }
+
+    /// Changes some keys by a JSON merge patch (RFC 7396).
+    pub async fn patch_policy(&self, patch: &Value) -> Result<Policy, ApiError> {
+        let request = self.request(Method::PATCH, &["v1", "policy"], &[]).json(patch).header(CONTENT_TYPE, MERGE_PATCH);
+        let answer = self.send(request).await?;
+        self.decode(&answer)
+    }
+
+    /// What has happened, oldest first; [`Client::event_stream`] goes on from there.
+    pub async fn events(&self, query: &EventQuery) -> Result<List<EventView>, ApiError> {
+        let after = query.after.map(|after| after.to_string());
+        let limit = query.limit.map(|limit| limit.to_string());
+        let query = [("after", after.as_deref()), ("limit", limit.as_deref()), ("object", query.object.as_deref())];
+        self.get(&["v1", "events"], &query).await
+    }
+
+    /// `object` is `vm/web-3`, `plan/42`, `host/h1`, `migration/7` or `cluster`.
+    pub async fn explain(&self, object: &str, query: &VmQuery) -> Result<Explanation, ApiError> {
+        let path: Vec<&str> = ["v1", "explain"].into_iter().chain(object.split('/')).collect();
+        self.get(&path, &[("tenant", query.tenant.as_deref())]).await
+    }
+}

@@ -1,0 +1,100 @@
+//! OpenAPI schemas of the model's word lists, which know nothing of OpenAPI themselves.
+//!
+//! Each function names the words of one enum of `drover_model`; the tests hold the words against the enums.
+
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
+
+macro_rules! word_list {
+    ($list:ident, $required:ident, $optional:ident, [$($word:literal),+ $(,)?]) => {
+        pub const $list: &[&str] = &[$($word),+];
+
+        pub fn $required() -> RefOr<Schema> {
+            words($list)
+        }
+
+        pub fn $optional() -> RefOr<Schema> {
+            or_null(words($list))
+        }
+    };
+    ($list:ident, $required:ident, [$($word:literal),+ $(,)?]) => {
+        pub const $list: &[&str] = &[$($word),+];
+
+        pub fn $required() -> RefOr<Schema> {
+            words($list)
+        }
+    };
+}
+
+word_list!(MODES, mode, ["observe", "propose", "act"]);
+word_list!(
+    SCENARIOS,
+    scenario,
+    optional_scenario,
+    ["balanced", "hotspot", "saturated", "underused", "mixed", "degraded"]
+);
+word_list!(HEATS, heat, ["hot", "warm", "cold", "unknown"]);
+word_list!(RESOURCES, resource, ["cpu", "memory"]);
+word_list!(HOST_STATES, host_state, ["unknown", "up", "suspect", "down", "asleep", "waking", "falling-asleep"]);
+word_list!(POWER_INTENTS, power_intent, ["on", "asleep", "off"]);
+word_list!(ACCELERATORS, accelerator, ["kvm", "tcg"]);
+word_list!(RUN_INTENTS, run_intent, ["running", "stopped"]);
+word_list!(SEVERITIES, severity, ["info", "warning", "escalation"]);
+word_list!(
+    MIGRATION_PHASES,
+    migration_phase,
+    ["reserved", "pre-copy", "committed", "done", "failed", "cancelled", "taken-back"]
+);
+word_list!(PLAN_STATES, plan_state, ["proposed", "running", "settling", "done", "failed", "rejected", "superseded"]);
+word_list!(STEP_STATES, step_state, ["waiting", "running", "done", "failed", "skipped"]);
+
+fn words(list: &[&str]) -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(list.iter().copied())).into()
+}
+
+fn or_null(schema: RefOr<Schema>) -> RefOr<Schema> {
+    OneOfBuilder::new().item(ObjectBuilder::new().schema_type(Type::Null)).item(schema).into()
+}
+
+/// A list of names.
+pub fn names() -> RefOr<Schema> {
+    ArrayBuilder::new().items(ObjectBuilder::new().schema_type(Type::String)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use drover_model::event::Severity;
+    use drover_model::intent::{PowerIntent, RunIntent};
+    use drover_model::inventory::Accelerator;
+    use drover_model::plan::{Heat, Resource, Scenario};
+    use drover_model::policy::Mode;
+    use drover_model::world::HostState;
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+
+    fn each_word_is_known<T: DeserializeOwned + Serialize>(list: &[&str]) {
+        for word in list {
+            let quoted = format!("\"{word}\"");
+            let value: T = serde_json::from_str(&quoted).unwrap();
+            assert_eq!(serde_json::to_string(&value).unwrap(), quoted);
+        }
+        let unknown = serde_json::from_str::<T>("\"no-such-word\"").err().unwrap().to_string();
+        for word in unknown.split("expected").nth(1).unwrap().split('`').skip(1).step_by(2) {
+            assert!(list.contains(&word), "the schema lacks {word:?}");
+        }
+    }
+
+    #[test]
+    fn the_schema_lists_exactly_the_words_of_the_model() {
+        each_word_is_known::<Mode>(MODES);
+        each_word_is_known::<Scenario>(SCENARIOS);
+        each_word_is_known::<Heat>(HEATS);
+        each_word_is_known::<Resource>(RESOURCES);
+        each_word_is_known::<HostState>(HOST_STATES);
+        each_word_is_known::<PowerIntent>(POWER_INTENTS);
+        each_word_is_known::<Accelerator>(ACCELERATORS);
+        each_word_is_known::<RunIntent>(RUN_INTENTS);
+        each_word_is_known::<Severity>(SEVERITIES);
+    }
+}

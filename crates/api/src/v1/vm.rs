@@ -1,0 +1,201 @@
+//! Virtual servers.
+
+use super::schema;
+use drover_model::intent::{Nic, RunIntent, Vm};
+use drover_model::load::VmSample;
+use drover_model::{Generation, GroupId, HostId, ImageId, MigrationId, NetworkId, Revision, TenantId, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use utoipa::{IntoParams, ToSchema};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VmView {
+    #[schema(value_type = String)]
+    pub id: VmId,
+    #[schema(value_type = String)]
+    pub name: VmName,
+    #[schema(value_type = String)]
+    pub tenant: TenantId,
+    #[schema(value_type = u64)]
+    pub revision: Revision,
+    #[schema(value_type = String)]
+    pub image: ImageId,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub nic: Option<NicView>,
+    /// Never on one host with another vm of this group and tenant.
+    #[schema(value_type = Option<String>)]
+    pub anti_affinity: Option<GroupId>,
+    /// If not empty: runs on these hosts only.
+    #[schema(schema_with = schema::names)]
+    pub pinned_to: BTreeSet<HostId>,
+    pub guest_args: BTreeMap<String, String>,
+    pub created_at_ms: u64,
+    /// What its owner asked for.
+    #[schema(schema_with = schema::run_intent)]
+    pub run: RunIntent,
+    /// What it does, in one word: `pending`, `starting`, `running`, `migrating`, `stopping`, `stopped`, `failed`, `deleting`, `unknown`, ...
+    pub phase: String,
+    /// Where the phase needs a reason.
+    pub why: Option<String>,
+    /// The one host that may run it; `null` until placed.
+    #[schema(value_type = Option<String>)]
+    pub host: Option<HostId>,
+    /// Raised each time the right to run it moves.
+    #[schema(value_type = u64)]
+    pub generation: Generation,
+    /// The move under way, if any.
+    #[schema(value_type = Option<u64>)]
+    pub migration: Option<MigrationId>,
+    pub moved_at_ms: Option<u64>,
+    #[schema(value_type = Option<String>)]
+    pub moved_from: Option<HostId>,
+    /// Of its qemu process.
+    pub pid: Option<u32>,
+    /// The newest sample; `null` if there is none.
+    pub load: Option<VmLoad>,
+}
+
+impl VmView {
+    /// What the store knows of it; `phase`, `why`, `pid` and `load` are the observer's to fill in.
+    pub fn new(vm: &Vm, revision: Revision, phase: &str) -> Self {
+        let spec = &vm.spec;
+        Self {
+            id: vm.id.clone(),
+            name: spec.name.clone(),
+            tenant: spec.tenant.clone(),
+            revision,
+            image: spec.image.clone(),
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory.0 >> 20,
+            nic: spec.nic.as_ref().map(NicView::from),
+            anti_affinity: spec.anti_affinity.clone(),
+            pinned_to: spec.pinned_to.clone(),
+            guest_args: spec.guest_args.clone(),
+            created_at_ms: vm.created_at.0,
+            run: vm.run,
+            phase: phase.to_owned(),
+            why: None,
+            host: vm.host.clone(),
+            generation: vm.generation,
+            migration: vm.migration,
+            moved_at_ms: vm.moved_at.map(|at| at.0),
+            moved_from: vm.moved_from.clone(),
+            pid: None,
+            load: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NicView {
+    #[schema(value_type = String)]
+    pub network: NetworkId,
+    pub mac: String,
+    /// In CIDR form, told to the guest.
+    pub address: Option<String>,
+}
+
+impl From<&Nic> for NicView {
+    fn from(nic: &Nic) -> Self {
+        Self { network: nic.network.clone(), mac: nic.mac.clone(), address: nic.address.clone() }
+    }
+}
+
+/// One second of a vm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmLoad {
+    pub cpu_used_millis: u64,
+    /// Used plus waited for; at most its vcpus.
+    pub cpu_wanted_millis: u64,
+    pub memory_used_mib: u64,
+    pub net_rx_bytes_s: u64,
+    pub net_tx_bytes_s: u64,
+    pub disk_latency_us: u64,
+    /// When it was asked for.
+    pub dirty_bytes_s: Option<u64>,
+}
+
+impl From<&VmSample> for VmLoad {
+    fn from(sample: &VmSample) -> Self {
+        Self {
+            cpu_used_millis: sample.cpu_used.0,
+            cpu_wanted_millis: sample.cpu_wanted.0,
+            memory_used_mib: sample.memory_used.0 >> 20,
+            net_rx_bytes_s: sample.net_rx.0,
+            net_tx_bytes_s: sample.net_tx.0,
+            disk_latency_us: sample.disk_latency_us,
+            dirty_bytes_s: sample.dirty_rate.map(|rate| rate.0),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVm {
+    /// Unique within the tenant; 1 to 63 lower-case letters, digits and hyphens.
+    pub name: String,
+    /// Operators must say whose it is; a tenant's own token may leave it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    pub image: String,
+    #[schema(minimum = 1, maximum = 64)]
+    pub vcpus: u32,
+    #[schema(minimum = 32, maximum = 1048576)]
+    pub memory_mib: u64,
+    /// Without one the vm has no network card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// In CIDR form, e.g. `10.78.0.11/24`; told to the guest. Only with a network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Never on one host with another vm of this group and tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anti_affinity: Option<String>,
+    /// If not empty: runs on these hosts only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pinned_to: Vec<String>,
+    /// Handed to the guest on its kernel command line as `drover.<key>=<value>`; at most 32, values of at most 128
+    /// characters without spaces.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub guest_args: BTreeMap<String, String>,
+}
+
+impl CreateVm {
+    pub const VCPUS_MAX: u32 = 64;
+    pub const MEMORY_MIB_MIN: u64 = 32;
+    pub const MEMORY_MIB_MAX: u64 = 1 << 20;
+    pub const GUEST_ARGS_MAX: usize = 32;
+    pub const GUEST_ARG_VALUE_MAX: usize = 128;
+    pub const PINNED_TO_MAX: usize = 64;
+}
+
+/// A vm is named by its id or, within one tenant, by its name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct VmQuery {
+    /// Whose vm, when an operator names it by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct VmListQuery {
+    /// Only this tenant's vms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Only the vms that this host has the right to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateVm {
+    /// Left out: the planner chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
