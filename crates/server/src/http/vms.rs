@@ -1,0 +1,353 @@
+//! Virtual servers.
+
+use super::Api;
+use super::condition::{Conditions, key, object};
+use super::migrations;
+use super::problem::Failure;
+use super::read::{At, Body, Caller, Operator, Params, name, optional_name};
+use super::tenants::gone;
+use crate::secret;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use drover_api::v1::{CreateVm, List, MigrateVm, MigrationView, VmListQuery, VmLoad, VmQuery, VmView};
+use drover_control::Control;
+use drover_control::interface::{Actor, Ask, Reply};
+use drover_model::intent::{Nic, RunIntent, Vm, VmSpec};
+use drover_model::{Bytes, HostId, TenantId, VmId};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list_vms, create_vm))
+        .routes(routes!(get_vm, remove_vm))
+        .routes(routes!(start_vm))
+        .routes(routes!(stop_vm))
+        .routes(routes!(migrate_vm))
+}
+
+fn view(control: &Control, vm: &Vm) -> Option<VmView> {
+    let status = control.vm_status(&vm.id);
+    let mut view = VmView::new(vm, control.revision_of(&key("vm", &vm.id))?, status.phase);
+    view.why = status.why;
+    view.pid = status.inventory.and_then(|seen| seen.pid);
+    view.load = status.sample.map(VmLoad::from);
+    Some(view)
+}
+
+async fn one(api: &Api, id: VmId, status: StatusCode) -> Result<Response, Failure> {
+    let found = api.shell.query(move |control| control.vm(&id).and_then(|vm| view(control, vm))).await?;
+    let found = found.ok_or_else(|| gone("vm"))?;
+    Ok(object(status, found.revision, found))
+}
+
+/// The vm that a request speaks of, if the caller may know of it.
+pub(super) async fn find(api: &Api, actor: &Actor, reference: String, query: VmQuery) -> Result<VmId, Failure> {
+    let tenant: Option<TenantId> = optional_name("tenant", query.tenant.as_deref())?;
+    let actor = actor.clone();
+    Ok(api.shell.query(move |control| control.find_vm(&reference, &actor, tenant.as_ref())).await??)
+}
+
+/// The caller's vms; all of them for operators
+#[utoipa::path(get, path = "/v1/vms", tag = "vms", params(VmListQuery),
+    responses((status = 200, description = "Those that match", body = List<VmView>)))]
+async fn list_vms(
+    State(api): State<Api>,
+    caller: Caller,
+    Params(query): Params<VmListQuery>,
+) -> Result<Json<List<VmView>>, Failure> {
+    let asked: Option<TenantId> = optional_name("tenant", query.tenant.as_deref())?;
+    let host: Option<HostId> = optional_name("host", query.host.as_deref())?;
+    let own = caller.tenant().cloned();
+    let list = api.shell.query(move |control| {
+        control
+            .vms()
+            .filter(|vm| own.as_ref().is_none_or(|tenant| vm.spec.tenant == *tenant))
+            .filter(|vm| asked.as_ref().is_none_or(|tenant| vm.spec.tenant == *tenant))
+            .filter(|vm| host.is_none() || vm.host == host)
+            .filter_map(|vm| view(control, vm))
+            .collect()
+    });
+    Ok(Json(list.await?))
+}
+
+/// A new vm; it is placed and started at once
+#[utoipa::path(post, path = "/v1/vms", tag = "vms", request_body = CreateVm,
+    responses((status = 201, description = "It was made", body = VmView)))]
+async fn create_vm(
+    State(api): State<Api>,
+    caller: Caller,
+    conditions: Conditions,
+    Body(create): Body<CreateVm>,
+) -> Result<Response, Failure> {
+    let id = secret::vm_id();
+    let spec = spec_of(&create, caller.tenant(), &id)?;
+    match api.shell.ask(conditions.change(caller.0, Ask::CreateVm { id, spec })).await? {
+        Reply::Vm(id) => one(&api, id, StatusCode::CREATED).await,
+        _ => Err(gone("vm")),
+    }
+}
+
+/// One vm, by id or name
+#[utoipa::path(get, path = "/v1/vms/{vm}", tag = "vms",
+    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    responses((status = 200, description = "The vm", body = VmView)))]
+async fn get_vm(
+    State(api): State<Api>,
+    Caller(actor): Caller,
+    At(reference): At<String>,
+    Params(query): Params<VmQuery>,
+) -> Result<Response, Failure> {
+    let vm = find(&api, &actor, reference, query).await?;
+    one(&api, vm, StatusCode::OK).await
+}
+
+/// Remove a vm and its disk; it is gone once its host has let go of it
+#[utoipa::path(delete, path = "/v1/vms/{vm}", tag = "vms",
+    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    responses((status = 202, description = "It is being removed", body = VmView),
+              (status = 204, description = "It is gone")))]
+async fn remove_vm(
+    State(api): State<Api>,
+    Caller(actor): Caller,
+    conditions: Conditions,
+    At(reference): At<String>,
+    Params(query): Params<VmQuery>,
+) -> Result<Response, Failure> {
+    let vm = find(&api, &actor, reference, query).await?;
+    api.shell.ask(conditions.change(actor, Ask::RemoveVm { vm: vm.clone() })).await?;
+    let left = api.shell.query(move |control| control.vm(&vm).and_then(|vm| view(control, vm))).await?;
+    Ok(match left {
+        Some(vm) => object(StatusCode::ACCEPTED, vm.revision, vm),
+        None => axum::response::IntoResponse::into_response(StatusCode::NO_CONTENT),
+    })
+}
+
+/// Start a vm
+#[utoipa::path(post, path = "/v1/vms/{vm}/start", tag = "vms",
+    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    responses((status = 202, description = "It is being started", body = VmView)))]
+async fn start_vm(
+    State(api): State<Api>,
+    Caller(actor): Caller,
+    conditions: Conditions,
+    At(reference): At<String>,
+    Params(query): Params<VmQuery>,
+) -> Result<Response, Failure> {
+    set_run(&api, actor, conditions, reference, query, RunIntent::Running).await
+}
+
+/// Stop a vm: its guest is asked to power down, and ended if it does not
+#[utoipa::path(post, path = "/v1/vms/{vm}/stop", tag = "vms",
+    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    responses((status = 202, description = "It is being stopped", body = VmView)))]
+async fn stop_vm(
+    State(api): State<Api>,
+    Caller(actor): Caller,
+    conditions: Conditions,
+    At(reference): At<String>,
+    Params(query): Params<VmQuery>,
+) -> Result<Response, Failure> {
+    set_run(&api, actor, conditions, reference, query, RunIntent::Stopped).await
+}
+
+async fn set_run(
+    api: &Api,
+    actor: Actor,
+    conditions: Conditions,
+    reference: String,
+    query: VmQuery,
+    run: RunIntent,
+) -> Result<Response, Failure> {
+    let vm = find(api, &actor, reference, query).await?;
+    api.shell.ask(conditions.change(actor, Ask::SetRun { vm: vm.clone(), run })).await?;
+    one(api, vm, StatusCode::ACCEPTED).await
+}
+
+/// Move a running vm to another host
+#[utoipa::path(post, path = "/v1/vms/{vm}/migrate", tag = "vms", request_body = MigrateVm,
+    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    responses((status = 202, description = "It is being moved", body = MigrationView)))]
+async fn migrate_vm(
+    State(api): State<Api>,
+    Operator(actor): Operator,
+    conditions: Conditions,
+    At(reference): At<String>,
+    Params(query): Params<VmQuery>,
+    Body(migrate): Body<MigrateVm>,
+) -> Result<Response, Failure> {
+    let to: Option<HostId> = optional_name("to", migrate.to.as_deref())?;
+    let vm = find(&api, &actor, reference, query).await?;
+    match api.shell.ask(conditions.change(actor, Ask::MigrateVm { vm, to })).await? {
+        Reply::Migration(id) => migrations::one(&api, id, None, StatusCode::ACCEPTED).await,
+        _ => Err(gone("migration")),
+    }
+}
+
+/// What is asked for, with every field checked. Whether it fits the cluster is the state machine's to say.
+fn spec_of(create: &CreateVm, own: Option<&TenantId>, id: &VmId) -> Result<VmSpec, Failure> {
+    let tenant = match (own, optional_name::<TenantId>("tenant", create.tenant.as_deref())?) {
+        (None, Some(tenant)) => tenant,
+        (None, None) => return Err(Failure::invalid("tenant", "say whose vm it is; `drover tenant ls` lists tenants")),
+        (Some(own), None) => own.clone(),
+        (Some(own), Some(tenant)) if tenant == *own => tenant,
+        (Some(_), Some(_)) => return Err(Failure::invalid("tenant", "your token makes vms of your own tenant only")),
+    };
+    if !(1..=CreateVm::VCPUS_MAX).contains(&create.vcpus) {
+        return Err(Failure::invalid("vcpus", format!("must lie between 1 and {}", CreateVm::VCPUS_MAX)));
+    }
+    if !(CreateVm::MEMORY_MIB_MIN..=CreateVm::MEMORY_MIB_MAX).contains(&create.memory_mib) {
+        let (min, max) = (CreateVm::MEMORY_MIB_MIN, CreateVm::MEMORY_MIB_MAX);
+        return Err(Failure::invalid("memory_mib", format!("must lie between {min} and {max} MiB")));
+    }
+    if create.pinned_to.len() > CreateVm::PINNED_TO_MAX {
+        let detail = format!("names {} hosts; at most {} are taken", create.pinned_to.len(), CreateVm::PINNED_TO_MAX);
+        return Err(Failure::invalid("pinned_to", detail));
+    }
+    let pinned_to: BTreeSet<HostId> =
+        create.pinned_to.iter().map(|host| name("pinned_to", host)).collect::<Result<_, _>>()?;
+    check_guest_args(create)?;
+    let nic = match (&create.network, &create.address) {
+        (None, None) => None,
+        (None, Some(_)) => return Err(Failure::invalid("address", "needs a network: set `network`, too")),
+        (Some(network), address) => Some(Nic {
+            network: name("network", network)?,
+            mac: Vm::derived_mac(id),
+            address: address.as_deref().map(cidr).transpose()?,
+        }),
+    };
+    Ok(VmSpec {
+        name: name("name", &create.name)?,
+        tenant,
+        image: name("image", &create.image)?,
+        vcpus: create.vcpus,
+        memory: Bytes::mib(create.memory_mib),
+        nic,
+        anti_affinity: optional_name("anti_affinity", create.anti_affinity.as_deref())?,
+        pinned_to,
+        guest_args: create.guest_args.clone(),
+    })
+}
+
+/// They become words of the guest's kernel command line: nothing in them may end the word.
+fn check_guest_args(create: &CreateVm) -> Result<(), Failure> {
+    let args = &create.guest_args;
+    if args.len() > CreateVm::GUEST_ARGS_MAX {
+        let detail = format!("has {} entries; at most {} are taken", args.len(), CreateVm::GUEST_ARGS_MAX);
+        return Err(Failure::invalid("guest_args", detail));
+    }
+    for (key, value) in args {
+        let shown: String = key.chars().take(80).collect();
+        let field = format!("guest_args.{shown}");
+        let label = (1..=63).contains(&key.len())
+            && key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'));
+        if !label {
+            return Err(Failure::invalid(
+                &field,
+                "a key is 1 to 63 lower-case letters, digits, hyphens and underscores",
+            ));
+        }
+        // `name` and `address` are drover's own words there.
+        if matches!(key.as_str(), "name" | "address") {
+            return Err(Failure::invalid(&field, "drover sets this one itself: choose another key"));
+        }
+        if value.len() > CreateVm::GUEST_ARG_VALUE_MAX {
+            let detail = format!("a value has at most {} characters", CreateVm::GUEST_ARG_VALUE_MAX);
+            return Err(Failure::invalid(&field, detail));
+        }
+        if !value.bytes().all(|b| b.is_ascii_graphic() && b != b'"') {
+            return Err(Failure::invalid(&field, "a value is of visible ASCII characters, without spaces and quotes"));
+        }
+    }
+    Ok(())
+}
+
+/// An address with its prefix length, in its usual spelling.
+fn cidr(text: &str) -> Result<String, Failure> {
+    let bad = || Failure::invalid("address", "must be an address in CIDR form, e.g. 10.78.0.11/24");
+    let (address, prefix) = text.split_once('/').ok_or_else(bad)?;
+    let address: IpAddr = address.parse().map_err(|_| bad())?;
+    let prefix: u8 = prefix.parse().map_err(|_| bad())?;
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    if prefix == 0 || prefix > longest || address.is_unspecified() || address.is_multicast() {
+        return Err(bad());
+    }
+    Ok(format!("{address}/{prefix}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn create() -> CreateVm {
+        CreateVm {
+            name: "web-1".to_owned(),
+            image: "small".to_owned(),
+            vcpus: 1,
+            memory_mib: 64,
+            network: Some("lan".to_owned()),
+            address: Some("10.78.0.11/24".to_owned()),
+            ..CreateVm::default()
+        }
+    }
+
+    fn spec(create: &CreateVm) -> Result<VmSpec, Option<String>> {
+        let (own, id) = ("acme".parse().unwrap(), "vm-abcdefghijkl".parse().unwrap());
+        spec_of(create, Some(&own), &id).map_err(|failure| failure.0.field)
+    }
+
+    #[test]
+    fn a_good_request_becomes_a_spec() {
+        let spec = spec(&create()).unwrap();
+        assert_eq!(spec.tenant.as_str(), "acme");
+        assert_eq!(spec.memory, Bytes::mib(64));
+        let nic = spec.nic.unwrap();
+        assert_eq!(nic.address.as_deref(), Some("10.78.0.11/24"));
+        assert_eq!(nic.mac, Vm::derived_mac(&"vm-abcdefghijkl".parse().unwrap()));
+    }
+
+    #[test]
+    fn each_bad_field_is_named() {
+        type Change = fn(&mut CreateVm);
+        let cases: [(Change, &str); 20] = [
+            (|vm| vm.name = "Web".to_owned(), "name"),
+            (|vm| vm.name = "x".repeat(64), "name"),
+            (|vm| vm.tenant = Some("other".to_owned()), "tenant"),
+            (|vm| vm.tenant = Some("a b".to_owned()), "tenant"),
+            (|vm| vm.image = "../etc".to_owned(), "image"),
+            (|vm| vm.vcpus = 0, "vcpus"),
+            (|vm| vm.vcpus = 65, "vcpus"),
+            (|vm| vm.memory_mib = 31, "memory_mib"),
+            (|vm| vm.memory_mib = u64::MAX, "memory_mib"),
+            (|vm| vm.network = None, "address"),
+            (|vm| vm.network = Some("LAN".to_owned()), "network"),
+            (|vm| vm.address = Some("10.78.0.11".to_owned()), "address"),
+            (|vm| vm.address = Some("10.78.0.11/33".to_owned()), "address"),
+            (|vm| vm.address = Some("10.78.0.11/24 init=/bin/sh".to_owned()), "address"),
+            (|vm| vm.anti_affinity = Some(String::new()), "anti_affinity"),
+            (|vm| vm.pinned_to = vec!["h1".to_owned(), "H2".to_owned()], "pinned_to"),
+            (|vm| drop(vm.guest_args.insert("a=b".to_owned(), "c".to_owned())), "guest_args.a=b"),
+            (|vm| drop(vm.guest_args.insert("k".to_owned(), "a init=/bin/sh".to_owned())), "guest_args.k"),
+            (|vm| drop(vm.guest_args.insert("k".to_owned(), "v".repeat(129))), "guest_args.k"),
+            (|vm| vm.guest_args = (0..33).map(|n| (format!("k{n}"), String::new())).collect(), "guest_args"),
+        ];
+        for (n, (change, field)) in cases.into_iter().enumerate() {
+            let mut create = create();
+            change(&mut create);
+            assert_eq!(spec(&create).err().flatten().as_deref(), Some(field), "case {n}");
+        }
+    }
+
+    #[test]
+    fn an_operator_must_say_whose_vm_it_is() {
+        let id = "vm-abcdefghijkl".parse().unwrap();
+        let failure = spec_of(&create(), None, &id).unwrap_err();
+        assert_eq!(failure.0.field.as_deref(), Some("tenant"));
+        let named = CreateVm { tenant: Some("acme".to_owned()), ..create() };
+        assert!(spec_of(&named, None, &id).is_ok());
+    }
+}
