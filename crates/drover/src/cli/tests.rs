@@ -1,0 +1,245 @@
+//! The grammar as a whole, and the views that the tables' tests draw.
+
+use super::output::Output;
+use super::*;
+use drover_api::v1::{ClusterView, HostView, MigrationView, PlanView, VmView};
+use serde_json::json;
+
+pub const PLAIN: Output = Output { format: Format::Table, colour: false };
+
+pub fn host_view(id: &str) -> HostView {
+    serde_json::from_value(json!({
+        "id": id, "revision": 5, "joined_at_ms": 1_795_294_000_000_u64, "state": "up",
+        "state_since_ms": 1_795_294_010_000_u64, "connected": true, "last_report_at_ms": 1_795_294_069_000_u64,
+        "maintenance": false, "power": "on", "power_managed": true, "boot_time_ms": 4200,
+        "capacity": {"cpu_millis": 1500, "memory_mib": 1024},
+        "facts": {
+            "agent_version": "0.1.0", "qemu_version": "7.2.22", "kernel": "6.1.0", "accelerator": "tcg",
+            "accelerator_why": "/dev/kvm is missing", "cpu_model": "Some Processor", "networks": ["prov"],
+            "boot_id": "b", "agent_run": "r",
+        },
+        "load": {
+            "cpu_used_millis": 1490, "cpu_wanted_millis": 1720, "memory_used_mib": 300, "memory_pressure": 0.02,
+            "net_rx_bytes_s": 2048, "net_tx_bytes_s": 100, "disk_latency_us": 0,
+        },
+        "heat": "hot", "vms": ["vm-aaaaaaaaaaaa", "vm-bbbbbbbbbbbb"], "memory_promised_mib": 384,
+    }))
+    .unwrap()
+}
+
+pub fn vm_view(name: &str) -> VmView {
+    serde_json::from_value(json!({
+        "id": "vm-aaaaaaaaaaaa", "name": name, "tenant": "acme", "revision": 9, "image": "tiny", "vcpus": 1,
+        "memory_mib": 128, "nic": {"network": "prov", "mac": "52:11:22:33:44:55", "address": "10.78.0.11/24"},
+        "anti_affinity": "web", "pinned_to": ["h1", "h2"], "guest_args": {"cpu": "60"},
+        "created_at_ms": 1_795_294_000_000_u64, "run": "running", "phase": "running", "why": null, "host": "h1",
+        "generation": 3, "migration": null, "moved_at_ms": 1_795_294_050_000_u64, "moved_from": "h2", "pid": 4242,
+        "load": {
+            "cpu_used_millis": 500, "cpu_wanted_millis": 612, "memory_used_mib": 90, "net_rx_bytes_s": 0,
+            "net_tx_bytes_s": 0, "disk_latency_us": 0, "dirty_bytes_s": null,
+        },
+    }))
+    .unwrap()
+}
+
+pub fn migration_view() -> MigrationView {
+    serde_json::from_value(json!({
+        "id": 7, "revision": 31, "vm": "vm-aaaaaaaaaaaa", "vm_name": "web-1", "tenant": "acme", "from": "h1", "to": "h2",
+        "generation": 3, "plan": 42, "reason": "h1 is hot", "phase": "done", "over": true, "why": null,
+        "started_at_ms": 1_795_294_060_000_u64, "finished_at_ms": 1_795_294_063_000_u64, "progress": null,
+        "report": {
+            "predicted_total_ms": 2800, "total_ms": 3000, "downtime_ms": 61, "downtime_commit_ms": 9,
+            "downtime_copy_ms": 40, "downtime_resume_ms": 12, "transferred_bytes": 110_000_000,
+            "memory_bytes": 134_217_728, "rounds": 3,
+        },
+    }))
+    .unwrap()
+}
+
+pub fn plan_view() -> PlanView {
+    let migrate = json!({"action": "migrate", "vm": "vm-aaaaaaaaaaaa", "generation": 3, "from": "h1", "to": "h2"});
+    serde_json::from_value(json!({
+        "id": 42, "revision": 30, "parent_revision": 28, "made_at_ms": 1_795_294_059_000_u64,
+        "finished_at_ms": 1_795_294_066_000_u64, "scenario": "hotspot", "why": "h1 is hot and h2 has room",
+        "state": "done", "state_why": null,
+        "steps": [
+            {
+                "after": [], "action": {"action": "power-on", "host": "h2"}, "reason": "room is needed",
+                "gain_micro": -3000, "cost_micro": 3000, "duration_ms": 4200, "state": "done",
+                "state_at_ms": 1_795_294_060_000_u64, "migration": null, "state_why": null,
+            },
+            {
+                "after": [0], "action": migrate, "reason": "h1 is hot", "gain_micro": 90_000, "cost_micro": 40,
+                "duration_ms": 2800, "state": "done", "state_at_ms": 1_795_294_063_000_u64, "migration": 7,
+                "state_why": null,
+            },
+        ],
+        "predicted": {
+            "rate_before_micro_h": 210_000, "rate_after_micro_h": 120_000, "moving_cost_micro": 3040,
+            "gain_micro": 86_960,
+            "hosts": {
+                "h1": {"cpu_before": 1.15, "cpu_after": 0.7, "memory_before": 0.4, "memory_after": 0.25},
+                "h2": {"cpu_before": 0.1, "cpu_after": 0.55, "memory_before": 0.1, "memory_after": 0.25},
+            },
+        },
+        "rejected": [{"action": migrate, "because": "h3 is in maintenance"}],
+        "findings": {},
+        "verification": {
+            "at_ms": 1_795_294_066_000_u64, "kept": true, "summary": "as predicted: h1 is no longer hot",
+            "hosts": {"h1": {"cpu_predicted": 0.7, "cpu_measured": 0.68}},
+        },
+    }))
+    .unwrap()
+}
+
+pub fn cluster_view() -> ClusterView {
+    serde_json::from_value(json!({
+        "version": "0.1.0", "now_ms": 1_795_294_070_000_u64, "revision": 31, "mode": "act", "scenario": "hotspot",
+        "why": "h1 is hot and h2 has room", "found_at_ms": 1_795_294_069_000_u64,
+        "hosts": {
+            "h1": {
+                "heat": "hot", "cpu_forecast_millis": 1800, "memory_forecast_mib": 300,
+                "evidence": {
+                    "resource": "cpu", "threshold": 0.85, "hits": 5, "needed": 4, "of": 6, "last": 1.15,
+                    "forecast": 1.2,
+                },
+            },
+            "h2": {"heat": "unknown", "cpu_forecast_millis": null, "memory_forecast_mib": null, "evidence": null},
+        },
+        "counts": {
+            "tenants": 2, "hosts": 2, "hosts_up": 1, "vms": 8, "vms_running": 7, "migrations_running": 1,
+            "plans_proposed": 0,
+        },
+    }))
+    .unwrap()
+}
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_grammar_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_verb_of_the_manual_parses() {
+    for line in [
+        "server --config /etc/drover/server.toml",
+        "agent --config /etc/drover/agent.toml",
+        "host ls -o json",
+        "host show h1",
+        "host drain h1 --wait --timeout 10m",
+        "host undrain h1",
+        "host power on h1 --wait",
+        "host power off h1",
+        "host token h1 --expires 2h --save h1.join",
+        "host rm h1",
+        "vm create web-1 --tenant acme --image tiny --vcpus 2 --memory 1G --network prov --address 10.0.0.1/24 \
+         --anti-affinity web --pin h1 --pin h2 --arg cpu=5 --arg a=b=c --idempotency-key k --wait",
+        "vm ls --host h1 --tenant acme",
+        "vm show acme/web-1",
+        "vm start web-1 --wait",
+        "vm stop web-1",
+        "vm rm web-1 --wait",
+        "vm migrate web-1 --to h2 --wait --timeout 30s",
+        "vm console web-1",
+        "image create tiny --kernel k --initrd i --cmdline quiet",
+        "image create big --disk d",
+        "image ls",
+        "image show tiny",
+        "image rm tiny",
+        "tenant create acme",
+        "tenant ls",
+        "tenant rm acme",
+        "token create ci --tenant acme --expires 30d",
+        "token create --operator",
+        "token ls",
+        "token rm ci",
+        "plan ls",
+        "plan show 42",
+        "plan approve 42",
+        "plan reject 42",
+        "plan now",
+        "migration ls",
+        "migration show 7",
+        "migration watch 7 --timeout 1h",
+        "migration cancel 7",
+        "policy show",
+        "policy set mode=act hot_above=0.9 --if-match 12",
+        "policy edit-from policy.yaml",
+        "events --follow --object vm/web-1",
+        "explain vm/web-3",
+        "status -o yaml --no-color",
+        "top --server https://h:7443 --ca-file ca.pem --token-file t",
+        "whoami --config client.toml",
+        "completions bash",
+        "openapi",
+    ] {
+        if let Err(error) = parse(&format!("drover {line}")) {
+            panic!("{line}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_bad_usage() {
+    for line in [
+        "host",
+        "host power up h1",
+        "vm create web-1 --image tiny",
+        "vm create web-1 --image tiny --memory lots",
+        "vm create web-1 --image tiny --memory 1G --address 10.0.0.1/24",
+        "image create empty",
+        "image create disk-only --disk d --cmdline quiet",
+        "token create ci",
+        "token create ci --operator --tenant acme",
+        "plan show forty",
+        "policy set",
+        "policy set mode",
+        "explain nothing",
+        "events --limit 0",
+        "vm show a/b/c",
+        "host ls --token secret",
+        "server",
+    ] {
+        let error = parse(&format!("drover {line}")).expect_err(line);
+        assert!(error.use_stderr(), "{line}");
+    }
+}
+
+#[test]
+fn a_daemon_has_a_configuration_of_its_own() {
+    let cli = parse("drover server --config /etc/drover/server.toml").unwrap();
+    let Command::Server(server) = cli.command else { panic!("another command") };
+    assert!(format!("{server:?}").contains("/etc/drover/server.toml"));
+}
+
+#[test]
+fn completions_are_made_for_every_shell() {
+    use clap::ValueEnum;
+    for shell in clap_complete::Shell::value_variants() {
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut Cli::command(), "drover", &mut script);
+        let script = String::from_utf8(script).unwrap();
+        assert!(script.contains("migration") && script.contains("no-color"), "{shell}");
+    }
+}
+
+#[test]
+fn the_help_lists_the_exit_codes() {
+    let help = Cli::command().render_long_help().to_string();
+    for code in [
+        Exit::Ok,
+        Exit::Refused,
+        Exit::Usage,
+        Exit::Unreachable,
+        Exit::Unauthorized,
+        Exit::NotFound,
+        Exit::Conflict,
+        Exit::TimedOut,
+    ] {
+        assert!(help.contains(&format!("\n  {}  ", code as u8)), "{code:?} is missing");
+    }
+}

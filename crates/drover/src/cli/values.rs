@@ -1,0 +1,69 @@
+//! Values as they are typed: `30s`, `512M`, `key=value`.
+
+use std::time::Duration;
+
+/// `90`, `90s`, `15m`, `12h` or `7d`; a bare number is seconds.
+pub fn span(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time span: write e.g. 90s, 15m, 12h or 7d");
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit_s = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let seconds = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit_s)).ok_or_else(wrong)?;
+    if seconds == 0 {
+        Err(format!("{text:?} is no time at all: write at least 1s"))
+    } else {
+        Ok(Duration::from_secs(seconds))
+    }
+}
+
+/// `512M`, `512MiB`, `2G`, `2GiB`; a bare number is MiB. In MiB.
+pub fn memory_mib(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not an amount of memory: write e.g. 512M or 2G");
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit_mib = match &text[digits.len()..] {
+        "" | "M" | "MiB" => 1,
+        "G" | "GiB" => 1024,
+        "T" | "TiB" => 1 << 20,
+        _ => return Err(wrong()),
+    };
+    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit_mib)).ok_or_else(wrong)
+}
+
+/// `key=value`; the value may hold further equals signs.
+pub fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not KEY=VALUE")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_and_sizes_read_with_their_units_and_nothing_else() {
+        assert_eq!(span("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(span("12h"), Ok(Duration::from_secs(43_200)));
+        assert_eq!(memory_mib("96"), Ok(96));
+        assert_eq!(memory_mib("2GiB"), Ok(2048));
+        for bad in ["", "s", "1.5h", "-1", "5 m", "9999999999999999999d", "0", "5é"] {
+            assert!(span(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "G", "1k", "1.5G", "99999999999999999999"] {
+            assert!(memory_mib(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_the_first_equals_sign_divides() {
+        assert_eq!(key_value("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        assert!(key_value("=b").is_err());
+        assert!(key_value("a").is_err());
+    }
+}
