@@ -1,0 +1,74 @@
+//! The chores of the project: `cargo xtask setup|demo|test|tidy|guest-image`.
+//!
+//! Builds in seconds and needs nothing installed but the Rust toolchain, so that it can install the rest.
+
+mod cpio;
+mod demo;
+mod guest_image;
+mod packages;
+mod run;
+mod setup;
+mod stages;
+mod tidy;
+
+use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  setup        install the Debian packages that are missing; without root, print the command and stop
+  demo [ARGS]  setup, build, and run the demo; ARGS go to it (--headless, --json FILE, --keep, ...)
+  test         setup, then every check and every test
+  tidy         check the rules of the code base that the compiler does not check
+  guest-image  build the image that the demo's and the tests' vms run, into target/guest/
+";
+
+/// Exit status for what has to be put right outside the project first, such as a missing package.
+const EXIT_NOT_SET_UP: u8 = 2;
+
+fn main() -> ExitCode {
+    match dispatch() {
+        Ok(code) => code,
+        Err(problem) => {
+            eprintln!("xtask: {problem:#}");
+            if problem.is::<setup::NotSetUp>() { EXIT_NOT_SET_UP.into() } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn dispatch() -> Result<ExitCode> {
+    let root = workspace_root();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match args.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => bail!("no command given\n\n{USAGE}"),
+    };
+    if command == "demo" {
+        return demo::run(&root, rest);
+    }
+    if matches!(command, "help" | "--help" | "-h") {
+        print!("{USAGE}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(argument) = rest.first() {
+        bail!("`cargo xtask {command}` takes no argument, and {argument:?} was given\n\n{USAGE}");
+    }
+    match command {
+        "setup" => setup::run()?,
+        "test" => stages::run(&root)?,
+        "tidy" => tidy::run(&root)?,
+        "guest-image" => {
+            let image = guest_image::build(&root)?;
+            println!("{}\n{}", image.kernel.display(), image.initrd.display());
+        }
+        other => bail!("{other:?} is not a command\n\n{USAGE}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn workspace_root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().expect("xtask lies in the workspace's directory").to_owned()
+}
