@@ -13,8 +13,8 @@
 //! Nothing is made where no capacity is configured: the whole machine needs no limit.
 
 use crate::telemetry::Meter;
-use drover_model::VmId;
 use drover_model::inventory::Capacity;
+use drover_model::{Bytes, VmId};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,8 +25,8 @@ use std::time::Duration;
 /// ones cost more timer interrupts and gain nothing a sample could show.
 const PERIOD_US: u64 = 20_000;
 
-/// Memory a host may use above its guests' memory, in percent of it: QEMU's own heap and translation cache, page
-/// tables, and what two incoming vms use before they count.
+/// Memory a host may use above its guests' memory and QEMU's own, in percent of the guests': page tables, and what
+/// incoming vms use before they count.
 const MEMORY_SLACK_PERCENT: u64 = 25;
 
 /// Top group below the configured one, for all vCPU threads.
@@ -103,14 +103,17 @@ pub struct HostGroup {
     hierarchy: Hierarchy,
     /// Relative, as configured.
     group: PathBuf,
+    /// Of the guests.
+    memory: Bytes,
+    /// What a QEMU process takes beside its guest's.
+    overhead: Bytes,
 }
 
 impl HostGroup {
     /// Creates the groups and sets the limits; what is there already is kept and set anew.
-    pub fn set_up(hierarchy: Hierarchy, group: &str, capacity: Capacity) -> Result<Self, CgroupError> {
-        let host = Self { hierarchy, group: PathBuf::from(group) };
+    pub fn set_up(hierarchy: Hierarchy, group: &str, capacity: Capacity, overhead: Bytes) -> Result<Self, CgroupError> {
+        let host = Self { hierarchy, group: PathBuf::from(group), memory: capacity.memory, overhead };
         let quota_us = capacity.cpu.0 * PERIOD_US / 1000;
-        let memory_max = capacity.memory.0 + capacity.memory.0 / 100 * MEMORY_SLACK_PERCENT;
         match &host.hierarchy {
             Hierarchy::V1 { cpu, memory } => {
                 let vcpu = cpu.join(&host.group).join(VCPU);
@@ -119,7 +122,6 @@ impl HostGroup {
                 set(&vcpu.join("cpu.cfs_quota_us"), &quota_us.to_string())?;
                 let memory = memory.join(&host.group);
                 make(&memory)?;
-                set(&memory.join("memory.limit_in_bytes"), &memory_max.to_string())?;
             }
             Hierarchy::V2 { root } => {
                 // A controller reaches a group through every group above it.
@@ -134,10 +136,37 @@ impl HostGroup {
                 set(&vcpu.join("cgroup.type"), "threaded")?;
                 set(&above.join("cgroup.subtree_control"), "+cpu")?;
                 set(&vcpu.join("cpu.max"), &format!("{quota_us} {PERIOD_US}"))?;
-                set(&above.join("memory.max"), &memory_max.to_string())?;
             }
         }
+        host.limit_memory()?;
         Ok(host)
+    }
+
+    fn vcpu_dir(&self) -> PathBuf {
+        let root = match &self.hierarchy {
+            Hierarchy::V1 { cpu, .. } => cpu,
+            Hierarchy::V2 { root } => root,
+        };
+        root.join(&self.group).join(VCPU)
+    }
+
+    /// Groups of vms, gone ones that still have threads included.
+    fn vm_names(&self) -> impl Iterator<Item = String> {
+        let entries = fs::read_dir(self.vcpu_dir()).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+    }
+
+    /// The guests' memory is bounded by the capacity; each QEMU brings what it needs for itself.
+    fn limit_memory(&self) -> Result<(), CgroupError> {
+        let vms = self.vm_names().count() as u64;
+        let limit = self.memory.0 + self.memory.0 / 100 * MEMORY_SLACK_PERCENT + self.overhead.0 * vms;
+        let file = match &self.hierarchy {
+            Hierarchy::V1 { .. } => "memory.limit_in_bytes",
+            Hierarchy::V2 { .. } => "memory.max",
+        };
+        set(&self.host_dir().join(file), &limit.to_string())
     }
 
     fn host_dir(&self) -> PathBuf {
@@ -148,11 +177,7 @@ impl HostGroup {
     }
 
     fn vm_dir(&self, vm: &VmId) -> PathBuf {
-        let root = match &self.hierarchy {
-            Hierarchy::V1 { cpu, .. } => cpu,
-            Hierarchy::V2 { root } => root,
-        };
-        root.join(&self.group).join(VCPU).join(vm.as_str())
+        self.vcpu_dir().join(vm.as_str())
     }
 
     /// Puts a vm's process under the memory limit and its vCPU threads under the quota.
@@ -161,10 +186,12 @@ impl HostGroup {
             let path = path.to_owned();
             move |source| CgroupError::Place { path, source }
         };
-        let procs = self.host_dir().join("cgroup.procs");
-        fs::write(&procs, pid.to_string()).map_err(failed(&procs))?;
         let dir = self.vm_dir(vm);
         make(&dir)?;
+        // First, or the process could be killed for the memory it brings.
+        self.limit_memory()?;
+        let procs = self.host_dir().join("cgroup.procs");
+        fs::write(&procs, pid.to_string()).map_err(failed(&procs))?;
         let threads = match &self.hierarchy {
             Hierarchy::V1 { .. } => dir.join("tasks"),
             Hierarchy::V2 { .. } => {
@@ -184,6 +211,9 @@ impl HostGroup {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::debug!(group = %dir.display(), %error, "control group not removed yet"),
         }
+        if let Err(error) = self.limit_memory() {
+            tracing::debug!(%error, "the memory limit stays as it was");
+        }
     }
 
     /// Memory pressure of this host alone, where the kernel keeps it per group.
@@ -194,29 +224,16 @@ impl HostGroup {
 
     /// Where it shows when the quota was used up, and the length of its period.
     pub fn cpu_meter(&self) -> Meter {
-        let root = match &self.hierarchy {
-            Hierarchy::V1 { cpu, .. } => cpu,
-            Hierarchy::V2 { root } => root,
-        };
-        let stat = root.join(&self.group).join(VCPU).join("cpu.stat");
+        let stat = self.vcpu_dir().join("cpu.stat");
         Meter::Quota { stat, period: Duration::from_micros(PERIOD_US) }
     }
 
     /// Removes the groups of vms that are no longer there, and nothing else.
     pub fn sweep(&self, keep: impl Fn(&str) -> bool) {
-        let vcpu = match &self.hierarchy {
-            Hierarchy::V1 { cpu, .. } => cpu,
-            Hierarchy::V2 { root } => root,
-        }
-        .join(&self.group)
-        .join(VCPU);
-        for entry in fs::read_dir(&vcpu).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !name.to_str().is_some_and(&keep) {
-                // Fails while threads are in it, which is right.
-                let removed = fs::remove_dir(entry.path());
-                tracing::debug!(group = %entry.path().display(), ?removed, "left-over control group");
-            }
+        for name in self.vm_names().filter(|name| !keep(name)) {
+            // Fails while threads are in it, which is right.
+            let removed = fs::remove_dir(self.vcpu_dir().join(&name));
+            tracing::debug!(vm = name, ?removed, "left-over control group");
         }
     }
 }
@@ -249,9 +266,10 @@ impl HostGroup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use drover_model::{Bytes, CpuMillis};
+    use drover_model::CpuMillis;
 
     const CAPACITY: Capacity = Capacity { cpu: CpuMillis(600), memory: Bytes::mib(1000) };
+    const OVERHEAD: Bytes = Bytes::mib(100);
 
     fn read(path: PathBuf) -> String {
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -277,15 +295,20 @@ mod tests {
     fn version_1_puts_the_quota_on_vcpu_threads_and_the_limit_on_the_process() {
         let root = tempfile::tempdir().unwrap();
         let (cpu, memory) = (root.path().join("cpu"), root.path().join("memory"));
-        let group =
-            HostGroup::set_up(Hierarchy::V1 { cpu: cpu.clone(), memory: memory.clone() }, "drover/h1", CAPACITY)
-                .unwrap();
+        let group = HostGroup::set_up(
+            Hierarchy::V1 { cpu: cpu.clone(), memory: memory.clone() },
+            "drover/h1",
+            CAPACITY,
+            OVERHEAD,
+        )
+        .unwrap();
         assert_eq!(read(cpu.join("drover/h1/vcpu/cpu.cfs_period_us")), "20000");
         assert_eq!(read(cpu.join("drover/h1/vcpu/cpu.cfs_quota_us")), "12000");
         assert_eq!(read(memory.join("drover/h1/memory.limit_in_bytes")), (1250 << 20).to_string());
         group.place(&"vm-a".parse().unwrap(), 10, &[12]).unwrap();
         assert_eq!(read(memory.join("drover/h1/cgroup.procs")), "10");
         assert_eq!(read(cpu.join("drover/h1/vcpu/vm-a/tasks")), "12");
+        assert_eq!(read(memory.join("drover/h1/memory.limit_in_bytes")), (1350 << 20).to_string());
     }
 
     #[test]
@@ -293,7 +316,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);
         let hierarchy = Hierarchy::V2 { root: root.path().to_owned() };
-        let group = HostGroup::set_up(hierarchy, "drover/h1", CAPACITY).unwrap();
+        let group = HostGroup::set_up(hierarchy, "drover/h1", CAPACITY, OVERHEAD).unwrap();
         assert_eq!(read(at("cgroup.subtree_control")), "+cpu +memory");
         assert_eq!(read(at("drover/cgroup.subtree_control")), "+cpu +memory");
         assert_eq!(read(at("drover/h1/cgroup.subtree_control")), "+cpu");
@@ -309,7 +332,7 @@ mod tests {
     fn a_real_quota_is_kept_on_one_thread_of_a_process_only() {
         let hierarchy = Hierarchy::find().expect("this test needs the cpu and memory controllers");
         let name = format!("drover-test-{}", std::process::id());
-        let group = HostGroup::set_up(hierarchy, &name, CAPACITY).expect("this test needs root");
+        let group = HostGroup::set_up(hierarchy, &name, CAPACITY, OVERHEAD).expect("this test needs root");
         let vm: VmId = "vm-a".parse().unwrap();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = child.id();

@@ -8,6 +8,7 @@ use crate::vms::Host;
 use drover_model::inventory::{Accelerator, Capacity, HostFacts};
 use drover_model::{Bytes, CpuMillis};
 use drover_qemu::Accel;
+use drover_qemu::command_line::overhead_mib;
 use drover_qemu::probe::probe_accelerator;
 use drover_qemu::process::QEMU_PACKAGE;
 use std::fs::{self, File, TryLockError};
@@ -89,7 +90,10 @@ pub async fn check(config: AgentConfig) -> Result<Checked, StartupError> {
         None => whole_machine()?,
     };
     let cgroup = match config.capacity {
-        Some(_) => Some(HostGroup::set_up(Hierarchy::find()?, &config.cgroup, capacity)?),
+        Some(_) => {
+            let overhead = Bytes::mib(overhead_mib(accel));
+            Some(HostGroup::set_up(Hierarchy::find()?, &config.cgroup, capacity, overhead)?)
+        }
         None => None,
     };
     let facts = HostFacts {

@@ -118,7 +118,9 @@ fn run(control: &mut Control, now: TimeMs, vm: &Vm) {
             ask(control, now, vm, host, command);
         }
         // Left by a migration that never got here: makes room for the start.
-        VmState::Incoming { .. } | VmState::IncomingFailed { .. } => let_go(control, now, vm, host),
+        VmState::Incoming { migration } | VmState::IncomingFailed { migration, .. } => {
+            ask(control, now, vm, host, Command::CancelMigration { vm: vm.id.clone(), migration });
+        }
     }
 }
 
@@ -132,10 +134,12 @@ fn renew(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId, state: &VmS
             ask(control, now, vm, host, command);
         }
         // Memory of an earlier life: the vm was started anew since.
-        VmState::HandedOver { .. }
-        | VmState::Outgoing { phase: OutgoingPhase::SwitchingOver, .. }
-        | VmState::Incoming { .. } => let_go(control, now, vm, host),
-        VmState::Outgoing { migration, phase: OutgoingPhase::PreCopy | OutgoingPhase::AtSwitchOver } => {
+        VmState::HandedOver { .. } | VmState::Outgoing { phase: OutgoingPhase::SwitchingOver, .. } => {
+            let (id, generation) = (vm.id.clone(), vm.generation);
+            ask(control, now, vm, host, Command::Release { vm: id, generation, delete_disk: false });
+        }
+        VmState::Incoming { migration }
+        | VmState::Outgoing { migration, phase: OutgoingPhase::PreCopy | OutgoingPhase::AtSwitchOver } => {
             ask(control, now, vm, host, Command::CancelMigration { vm: vm.id.clone(), migration: *migration });
         }
         VmState::Starting
@@ -156,10 +160,6 @@ fn came_back(control: &Control, vm: &Vm, host: &HostId, migration: MigrationId) 
     })
 }
 
-fn let_go(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId) {
-    let (id, generation) = (vm.id.clone(), vm.generation);
-    ask(control, now, vm, host, Command::Release { vm: id, generation, delete_disk: false });
-}
 
 fn place(control: &mut Control, now: TimeMs, vm: &Vm) {
     let care = control.lifecycle.care(&vm.id);

@@ -2,11 +2,11 @@
 
 use crate::interface::{AgentMessage, ConnectionId, Effect};
 use crate::membership::Heartbeat;
-use drover_model::command::{Command, CommandOutcome, CommandRefusal};
-use drover_model::inventory::{HostFacts, VmInventory};
+use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationUpdate};
+use drover_model::inventory::{HostFacts, OutgoingPhase, VmInventory, VmState};
 use drover_model::load::{HostSample, VmSample, Window};
 use drover_model::world::HostState;
-use drover_model::{CommandId, HostId, Millis, TimeMs, VmId};
+use drover_model::{CommandId, HostId, MigrationId, Millis, TimeMs, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Commands that one agent may have open at once. One that passes it waits for the next turn of its loop.
@@ -196,7 +196,7 @@ impl Live {
             }
             AgentMessage::Answer { id, answer } => match self.pending.remove(id) {
                 Some(pending) => {
-                    live.answered.insert(pending.command.vm().clone());
+                    self.host(host, now).answered.insert(pending.command.vm().clone());
                     Heard::Answer(Box::new(Answered { command: pending.command, answer: answer.clone() }))
                 }
                 None => Heard::Stale,
@@ -206,12 +206,34 @@ impl Live {
                 self.forget_pending(host);
                 Heard::Fresh
             }
-            AgentMessage::Migration { .. } | AgentMessage::Connected { .. } => Heard::Fresh,
+            AgentMessage::Migration { vm, migration, update } => {
+                if let Some(seen) = live.vms.as_mut().and_then(|vms| vms.get_mut(vm))
+                    && seen.state.migration() == Some(*migration)
+                    && let Some(state) = state_after(*migration, update)
+                {
+                    seen.state = state;
+                }
+                Heard::Fresh
+            }
+            AgentMessage::Connected { .. } => Heard::Fresh,
         }
     }
 
     fn forget_pending(&mut self, host: &HostId) {
         self.pending.retain(|_, pending| pending.host != *host);
+    }
+}
+
+/// An update is a report of one vm, ahead of the host's next.
+fn state_after(migration: MigrationId, update: &MigrationUpdate) -> Option<VmState> {
+    match update {
+        MigrationUpdate::Progress { .. } => None,
+        MigrationUpdate::AtSwitchOver { .. } => {
+            Some(VmState::Outgoing { migration, phase: OutgoingPhase::AtSwitchOver })
+        }
+        MigrationUpdate::HandedOver { .. } => Some(VmState::HandedOver { migration }),
+        MigrationUpdate::SourceResumed { .. } | MigrationUpdate::Running { .. } => Some(VmState::Running),
+        MigrationUpdate::IncomingFailed { why } => Some(VmState::IncomingFailed { migration, why: why.clone() }),
     }
 }
 

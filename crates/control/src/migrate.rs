@@ -14,6 +14,8 @@
 //! Messages only make things quicker. [`turn`] resolves every open migration from what both hosts report,
 //! so a server that comes back, or an agent that does, finds its way from observation alone.
 
+mod committed;
+
 use crate::Control;
 use crate::interface::Refusal;
 use crate::lifecycle::vm_event;
@@ -35,10 +37,6 @@ const PRECOPY_SLACK: Millis = Millis::secs(15);
 const REPORT_LAG: Millis = Millis(2_500);
 /// An unanswered command is repeated this often.
 const ASK_EVERY: Millis = Millis(1_000);
-/// How long the source's figures are waited for once the destination runs.
-const SOURCE_REPORT_WITHIN: Millis = Millis(1_500);
-/// Past the commit with neither side resolved: a person should look.
-const COMMITTED_MAX: Millis = Millis::secs(60);
 
 #[derive(Debug, Default)]
 pub struct Migrate {
@@ -57,6 +55,8 @@ struct Move {
     /// On the server's clock.
     stopped_at: Option<TimeMs>,
     committed_at: Option<TimeMs>,
+    /// Since when the destination is seen without it, past the commit.
+    gone_at: Option<TimeMs>,
     source_report: Option<MigrationReport>,
     /// On the server's clock; the destination's word.
     running_at: Option<TimeMs>,
@@ -79,7 +79,7 @@ impl Migrate {
     }
 }
 
-/// Reserves and starts. The caller has checked that the move keeps the rules; here only that it is possible.
+/// Reserves and starts. The caller has judged by load; here the rules that hold whatever the load are looked at once more.
 pub fn begin(
     control: &mut Control,
     now: TimeMs,
@@ -108,6 +108,9 @@ pub fn begin(
     match control.live.sees(&from, vm) {
         Seen::There(seen) if seen.state == VmState::Running && seen.generation == row.generation => {}
         _ => return Err(Refusal::conflict(format!("{name} is not running: only a running vm can be moved"))),
+    }
+    if let Some(why) = control.keeps_out(&row, to) {
+        return Err(Refusal::conflict(why));
     }
     let Some(image) = control.image(&row.spec.image) else {
         return Err(Refusal::conflict(format!("the image of {name} is gone")));
@@ -212,7 +215,7 @@ pub fn updated(control: &mut Control, now: TimeMs, host: &HostId, vm: &VmId, id:
         MigrationUpdate::HandedOver { report } if at_source => {
             open(control, id).source_report = Some(report);
             if let Some(running_at) = open(control, id).running_at {
-                arrived(control, now, &record, running_at);
+                committed::arrived(control, now, &record, running_at);
             }
         }
         MigrationUpdate::SourceResumed { why } if at_source && record.phase != MigrationPhase::Committed => {
@@ -220,12 +223,12 @@ pub fn updated(control: &mut Control, now: TimeMs, host: &HostId, vm: &VmId, id:
         }
         MigrationUpdate::Running { at } if record.to == *host && record.phase == MigrationPhase::Committed => {
             let at = clock(control, at);
-            arrived(control, now, &record, at);
+            committed::arrived(control, now, &record, at);
         }
         MigrationUpdate::IncomingFailed { why } if record.to == *host && record.phase != MigrationPhase::Committed => {
             unwind(control, now, &record, Unwind::Failed { why });
         }
-        // Past the commit the reports of both sides decide; see `resolve_committed`.
+        // Past the commit the reports of both sides decide; see `committed`.
         _ => {}
     }
 }
@@ -269,7 +272,7 @@ pub fn turn(control: &mut Control, now: TimeMs) {
         control.tables.all::<MigrationRecord>().filter(|m| !m.phase.is_over()).cloned().collect();
     for record in &records {
         if record.phase == MigrationPhase::Committed {
-            resolve_committed(control, now, record);
+            committed::resolve(control, now, record);
         } else if open(control, record.id).unwinding.is_some() {
             finish_unwinding(control, now, record);
         } else {
@@ -367,142 +370,6 @@ fn finish_unwinding(control: &mut Control, now: TimeMs, record: &MigrationRecord
     close(control, now, record, phase, None);
 }
 
-/// Past the commit: the destination runs, or is waited for, or is proven never to have run.
-fn resolve_committed(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
-    let generation = record.generation.next();
-    let source = control.live.sees(&record.from, &record.vm);
-    let destination = control.live.sees(&record.to, &record.vm);
-    let ran_here = match destination {
-        Seen::There(seen) if seen.generation >= generation => {
-            matches!(seen.state, VmState::Running | VmState::Stopping | VmState::Stopped | VmState::Failed { .. })
-        }
-        _ => false,
-    };
-    if ran_here {
-        let at = open(control, record.id).running_at.unwrap_or(now);
-        return arrived(control, now, record, at);
-    }
-    match source {
-        Seen::There(seen) => match &seen.state {
-            VmState::Outgoing { phase: OutgoingPhase::AtSwitchOver | OutgoingPhase::PreCopy, .. } => {
-                if open(control, record.id).asked.is_none_or(|at| now.since(at) >= ASK_EVERY) {
-                    send_commit(control, now, record);
-                }
-            }
-            VmState::Outgoing { phase: OutgoingPhase::SwitchingOver, .. } => {}
-            VmState::Running | VmState::HandedOver { .. } | VmState::Starting | VmState::Stopping => {
-                take_back(control, now, record);
-            }
-            VmState::Stopped | VmState::Failed { .. } | VmState::Incoming { .. } | VmState::IncomingFailed { .. } => {
-                restart_if_lost(control, now, record);
-            }
-        },
-        Seen::Absent => restart_if_lost(control, now, record),
-        Seen::Unknown => {}
-    }
-    escalate_if_stuck(control, now, record);
-}
-
-/// The source holds the guest and could run it. Only once the destination is seen to have nothing, or
-/// a broken stream, is it given the right again; a destination still waiting is told to stop first.
-fn take_back(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
-    let committed_for = now.since(open(control, record.id).committed_at.unwrap_or(record.started_at));
-    let resumed = matches!(
-        control.live.sees(&record.from, &record.vm),
-        Seen::There(seen) if !matches!(seen.state, VmState::HandedOver { .. })
-    );
-    let gone = match control.live.sees(&record.to, &record.vm) {
-        Seen::Unknown => return,
-        Seen::Absent => true,
-        Seen::There(seen) => match &seen.state {
-            VmState::IncomingFailed { .. } => true,
-            // The stream may just have been completed: only a source that runs the guest again proves it was not.
-            VmState::Incoming { .. } if resumed && committed_for >= REPORT_LAG => {
-                let command = Command::CancelMigration { vm: record.vm.clone(), migration: record.id };
-                control.live.send(&record.to, command);
-                return;
-            }
-            _ => return,
-        },
-    };
-    // A source that handed over in the last moment and a destination's report from before it received anything
-    // look the same as a loss: wait until both reports are newer than the commit.
-    if !gone || committed_for < REPORT_LAG {
-        return;
-    }
-    let generation = record.generation.next().next();
-    control.tables.change::<Vm>(&record.vm, |vm| {
-        vm.host = Some(record.from.clone());
-        vm.generation = generation;
-        vm.moved_at = None;
-        vm.moved_from = None;
-    });
-    let command = Command::TakeBack { vm: record.vm.clone(), generation, migration: record.id };
-    control.live.send(&record.from, command);
-    let why = format!("{} never ran it; it goes on at {}", record.to, record.from);
-    close(control, now, record, MigrationPhase::TakenBack { why }, None);
-}
-
-/// The source is proven to hold nothing. If the destination holds nothing complete either, the memory is lost.
-fn restart_if_lost(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
-    let lost = match control.live.sees(&record.to, &record.vm) {
-        Seen::Absent => true,
-        Seen::There(seen) => matches!(seen.state, VmState::IncomingFailed { .. }),
-        Seen::Unknown => false,
-    };
-    let committed_for = now.since(open(control, record.id).committed_at.unwrap_or(record.started_at));
-    if lost && committed_for >= REPORT_LAG {
-        let why = "both sides lost it in the switch-over; its memory is gone and it is started again".to_owned();
-        // The lifecycle finds it missing at its host, at a new generation, and starts it.
-        let generation = record.generation.next().next();
-        control.tables.change::<Vm>(&record.vm, |vm| vm.generation = generation);
-        close(control, now, record, MigrationPhase::Failed { why }, None);
-    }
-}
-
-fn escalate_if_stuck(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
-    let state = open(control, record.id);
-    let since = *state.committed_at.get_or_insert(now);
-    if state.escalated || now.since(since) < COMMITTED_MAX {
-        return;
-    }
-    state.escalated = true;
-    let text = format!(
-        "migration {} is committed and neither {} nor {} shows the vm running: bring both agents back; it is resolved from \
-         what they report",
-        record.id, record.from, record.to
-    );
-    control.tables.event(now, Severity::Escalation, format!("migration/{}", record.id), None, "migration-stuck", text);
-}
-
-/// The guest runs at the destination. The source's figures may be a moment behind.
-fn arrived(control: &mut Control, now: TimeMs, record: &MigrationRecord, running_at: TimeMs) {
-    let state = open(control, record.id);
-    let running_at = *state.running_at.get_or_insert(running_at);
-    if state.source_report.is_some() || now.since(running_at) >= SOURCE_REPORT_WITHIN {
-        done(control, now, record, running_at);
-    }
-}
-
-fn done(control: &mut Control, now: TimeMs, record: &MigrationRecord, running_at: TimeMs) {
-    let memory = control.vm(&record.vm).map(|vm| vm.spec.memory).unwrap_or_default();
-    let state = open(control, record.id);
-    let mut report = state.source_report.unwrap_or_default();
-    report.predicted_total = state.predicted_total;
-    report.memory = memory;
-    report.total = running_at.since(state.sending_since.unwrap_or(record.started_at));
-    if let Some(stopped_at) = state.stopped_at {
-        report.downtime = running_at.since(stopped_at);
-        let known = Millis(report.downtime_phases.commit.0 + report.downtime_phases.copy.0);
-        report.downtime_phases.resume = report.downtime.saturating_sub(known);
-    }
-    if report.transferred.0 == 0 {
-        report.transferred = state.progress.transferred;
-        report.rounds = state.progress.rounds;
-    }
-    close(control, now, record, MigrationPhase::Done, Some(report));
-}
-
 /// Writes the end down. What the loser still holds is released by the lifecycle as a stray.
 fn close(
     control: &mut Control,
@@ -539,7 +406,11 @@ fn close(
         m.finished_at = Some(now);
         m.report = report;
     });
-    control.tables.change::<Vm>(&record.vm, |vm| vm.migration = None);
+    control.tables.change::<Vm>(&record.vm, |vm| {
+        vm.migration = None;
+        let others = [&record.from, &record.to].into_iter().filter(|host| vm.host.as_ref() != Some(*host));
+        vm.remains_on.extend(others.cloned());
+    });
     vm_event(control, now, &vm, severity, kind, text);
 }
 

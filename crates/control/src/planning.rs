@@ -246,9 +246,6 @@ fn start(control: &mut Control, now: TimeMs, plan: PlanId, step: &Step) -> StepS
             if !holds {
                 return failed(format!("{vm} is no longer on {from} as it was when this was planned"));
             }
-            if control.host(to).is_none_or(|host| host.maintenance) {
-                return failed(format!("{to} has been drained since this was planned"));
-            }
             match migrate::begin(control, now, vm, to, Some(plan), step.reason.clone(), step.duration) {
                 Ok(id) => running(Some(id)),
                 Err(refusal) => failed(refusal.detail),

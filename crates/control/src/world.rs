@@ -6,7 +6,7 @@ use drover_model::intent::{Host, PowerIntent, RunIntent, Vm};
 use drover_model::inventory::{VmInventory, VmState};
 use drover_model::load::VmSample;
 use drover_model::world::{HostView, Movable, VmView, World};
-use drover_model::{Millis, TimeMs, VmId};
+use drover_model::{Bytes, HostId, Millis, TimeMs, VmId};
 
 /// Until a host's first boot was measured.
 const BOOT_TIME_GUESS: Millis = Millis::secs(120);
@@ -51,12 +51,10 @@ impl Control {
 
     /// `None` for a vm that takes no room: stopped, and gone from its host.
     fn vm_view(&self, vm: &Vm) -> Option<VmView> {
-        let seen = vm.host.as_ref().map(|host| self.live.sees(host, &vm.id));
-        let runs = matches!(seen, Some(Seen::There(inventory)) if inventory.state.runs_guest());
-        let wanted = vm.run == RunIntent::Running && !vm.deleting;
-        if !wanted && !runs {
+        if !self.takes_room(vm) {
             return None;
         }
+        let seen = vm.host.as_ref().map(|host| self.live.sees(host, &vm.id));
         Some(VmView {
             name: vm.spec.name.clone(),
             tenant: vm.spec.tenant.clone(),
@@ -71,6 +69,38 @@ impl Control {
             moved: vm.moved_at.zip(vm.moved_from.clone()),
             load: self.live.vm_load.get(&vm.id).cloned().unwrap_or_default(),
         })
+    }
+
+    fn takes_room(&self, vm: &Vm) -> bool {
+        let seen = vm.host.as_ref().map(|host| self.live.sees(host, &vm.id));
+        let runs = matches!(seen, Some(Seen::There(inventory)) if inventory.state.runs_guest());
+        (vm.run == RunIntent::Running && !vm.deleting) || runs
+    }
+
+    /// Why a vm may not come to a host as things stand now, whatever the load: a plan's later steps were made
+    /// when things stood otherwise.
+    pub(crate) fn keeps_out(&self, vm: &Vm, to: &HostId) -> Option<String> {
+        let host = self.host(to)?;
+        if host.maintenance {
+            return Some(format!("{to} is drained"));
+        }
+        if !vm.spec.pinned_to.is_empty() && !vm.spec.pinned_to.contains(to) {
+            return Some(format!("{} is pinned to other hosts than {to}", vm.spec.name));
+        }
+        let moves = |other: &Vm| other.migration.and_then(|id| self.migration(id)).is_some_and(|m| m.to == *to || m.from == *to);
+        let there = |other: &&Vm| {
+            other.id != vm.id && self.takes_room(other) && (other.host.as_ref() == Some(to) || moves(other))
+        };
+        let mut demand = vm.spec.memory;
+        for other in self.vms().filter(there) {
+            let same_group = vm.spec.anti_affinity.is_some() && other.spec.anti_affinity == vm.spec.anti_affinity;
+            if same_group && other.spec.tenant == vm.spec.tenant {
+                return Some(format!("{to} holds {} of the same anti-affinity group", other.spec.name));
+            }
+            demand += other.spec.memory;
+        }
+        let room_for = host.capacity.map_or(Bytes::ZERO, |capacity| capacity.memory);
+        (demand > room_for).then(|| format!("{to} would need {demand} of memory and has {room_for}"))
     }
 
     fn movable(&self, vm: &Vm, seen: Option<Seen<'_>>) -> Movable {

@@ -557,6 +557,12 @@ impl Cluster {
         self.look();
     }
 
+    /// Ends and forgets all that is on a host, as a new installation does.
+    pub(crate) fn wipe(&mut self, host: &HostId) {
+        self.fleet.wipe(&mut self.around, host);
+        self.kill_agent(host, 1_000);
+    }
+
     pub(crate) fn power_off_guest(&mut self, host: &HostId, vm: &VmId) {
         if let Some(pid) = self.fleet.process(host, vm).map(|qemu| qemu.pid) {
             self.fleet.step(&mut self.around, host, vm, pid, QemuStep::PoweredDown);

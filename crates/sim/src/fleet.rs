@@ -413,6 +413,15 @@ impl Fleet {
         }
     }
 
+    pub fn wipe(&mut self, around: &mut Around, host: &HostId) {
+        let Some(row) = self.hosts.get_mut(host) else { return };
+        row.records.clear();
+        let vms: Vec<VmId> = row.processes.keys().cloned().collect();
+        for vm in vms {
+            self.end_process(around, host, &vm, End::Killed);
+        }
+    }
+
     /// The network between two hosts loses a stream's connection without a word to either.
     pub fn sever(&mut self, around: &mut Around, host: &HostId, vm: &VmId) {
         let Some(qemu) = self.process_mut(host, vm) else { return };

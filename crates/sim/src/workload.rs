@@ -5,7 +5,7 @@ use crate::cluster::Cluster;
 use crate::dice::Dice;
 use crate::load::Demand;
 use crate::schedule::Happening;
-use drover_control::interface::{Actor, Ask, Refusal, Reply};
+use drover_control::interface::{Actor, Ask, Refusal};
 use drover_model::intent::{Image, ImageFile, JoinToken, PowerIntent, Role, RunIntent, Vm, VmSpec};
 use drover_model::migration::MigrationRecord;
 use drover_model::plan::PlanState;
@@ -272,7 +272,11 @@ impl Cluster {
         if self.around.witness.host(&host).is_none() {
             self.join(&host);
         } else if self.away() < HOSTS_AWAY_MAX && self.operator.dice.chance(0.3) {
-            let _removed: Result<Reply, Refusal> = self.ask(Ask::RemoveHost { host });
+            let removed = self.ask(Ask::RemoveHost { host: host.clone() });
+            if removed.is_ok() {
+                // Whoever takes a host out of a cluster empties it before it comes back.
+                self.wipe(&host);
+            }
         }
     }
 }

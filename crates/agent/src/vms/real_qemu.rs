@@ -331,7 +331,7 @@ async fn a_vm_has_its_tap_and_its_vcpus_under_the_quota_while_it_runs() {
     let group = format!("drover-agent-test-{n}");
     let capacity = Capacity { cpu: CpuMillis(900), memory: Bytes::mib(512) };
     let hierarchy = crate::cgroup::Hierarchy::find().expect("this test needs control groups");
-    let cgroup = HostGroup::set_up(hierarchy, &group, capacity).unwrap();
+    let cgroup = HostGroup::set_up(hierarchy, &group, capacity, Bytes::mib(200)).unwrap();
     let mut host = lab.host("h1");
     host.bridge = Some(bridge.clone());
     host.cgroup = Some(cgroup.clone());
