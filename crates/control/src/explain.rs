@@ -74,6 +74,24 @@ impl Control {
         self.vm(vm).map_or_else(|| vm.to_string(), |row| row.spec.name.to_string())
     }
 
+    /// The text with the ids of vms replaced by their names, which is what people know them by.
+    pub(crate) fn with_names(&self, text: &str) -> String {
+        let is_id = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let mut named = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(start) = rest.find(is_id) {
+            let word = &rest[start..];
+            let end = word.find(|c| !is_id(c)).unwrap_or(word.len());
+            named.push_str(&rest[..start]);
+            match word[..end].parse::<VmId>().ok().filter(|_| word.starts_with("vm-")).and_then(|id| self.vm(&id)) {
+                Some(vm) => named.push_str(vm.spec.name.as_str()),
+                None => named.push_str(&word[..end]),
+            }
+            rest = &word[end..];
+        }
+        named + rest
+    }
+
     fn say(&self, action: &Action) -> String {
         match action {
             Action::Migrate { vm, from, to, .. } => format!("move {} from {from} to {to}", self.name(vm)),
@@ -83,7 +101,7 @@ impl Control {
     }
 
     fn say_rejected(&self, rejected: &Rejected) -> String {
-        format!("{}: {}", self.say(&rejected.action), rejected.because)
+        self.with_names(&format!("{}: {}", self.say(&rejected.action), rejected.because))
     }
 
     /// The newest judgement, carried out or not: the answer to "why did nothing move?".

@@ -83,12 +83,13 @@ impl Control {
             tables.put(settings.initial_policy.clone());
         }
         let planning = planning::Planning::resume(&tables);
+        let power = power::Power::resume(now, tables.all::<Host>().filter(|host| settings.power_managed.contains(&host.id)));
         Self {
             settings,
             started_at: now,
             tables,
             live: Live::default(),
-            power: power::Power::default(),
+            power,
             lifecycle: lifecycle::Lifecycle::default(),
             migrate: migrate::Migrate::default(),
             planning,

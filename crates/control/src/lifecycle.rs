@@ -160,7 +160,6 @@ fn came_back(control: &Control, vm: &Vm, host: &HostId, migration: MigrationId) 
     })
 }
 
-
 fn place(control: &mut Control, now: TimeMs, vm: &Vm) {
     let care = control.lifecycle.care(&vm.id);
     if care.placed_try.is_some_and(|at| now.since(at) < PLACE_EVERY) || control.brake {
@@ -187,7 +186,7 @@ fn place(control: &mut Control, now: TimeMs, vm: &Vm) {
                 let host = host.clone();
                 crate::power::wake(control, now, &host, &format!("{} needs room", vm.spec.name));
             }
-            let text = format!("{} waits: {refusal}", vm.spec.name);
+            let text = control.with_names(&format!("{} waits: {refusal}", vm.spec.name));
             trouble(control, now, vm, Severity::Warning, "vm-waits", text);
         }
     }

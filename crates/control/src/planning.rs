@@ -244,7 +244,9 @@ fn start(control: &mut Control, now: TimeMs, plan: PlanId, step: &Step) -> StepS
             let holds =
                 control.vm(vm).is_some_and(|row| row.generation == *generation && row.host.as_ref() == Some(from));
             if !holds {
-                return failed(format!("{vm} is no longer on {from} as it was when this was planned"));
+                return failed(
+                    control.with_names(&format!("{vm} is no longer on {from} as it was when this was planned")),
+                );
             }
             match migrate::begin(control, now, vm, to, Some(plan), step.reason.clone(), step.duration) {
                 Ok(id) => running(Some(id)),
@@ -432,7 +434,9 @@ pub fn migrate_by_hand(
                 host.maintenance = true;
             }
             planner::place(&without, vm)
-                .map_err(|refusal| Refusal::conflict(format!("{} can't move: {refusal}", row.spec.name)))?
+                .map_err(|refusal| {
+                    Refusal::conflict(control.with_names(&format!("{} can't move: {refusal}", row.spec.name)))
+                })?
                 .host
         }
     };
@@ -440,7 +444,8 @@ pub fn migrate_by_hand(
         return Err(Refusal::conflict(format!("{} already runs on {to}", row.spec.name)).at("to"));
     }
     if let Some(objection) = planner::objection(&world, vm, &to) {
-        return Err(Refusal::conflict(format!("{} can't move to {to}: {objection}", row.spec.name)));
+        let text = format!("{} can't move to {to}: {objection}", row.spec.name);
+        return Err(Refusal::conflict(control.with_names(&text)));
     }
     let reason = format!("{by} asked for it");
     migrate::begin(control, now, vm, &to, None, reason, Millis::ZERO).map(Reply::Migration)

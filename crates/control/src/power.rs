@@ -1,7 +1,7 @@
 //! Switching hosts off and on through the operator's power driver.
 //!
-//! The intent is committed before the driver is asked, so that a server that restarts in between goes on where it
-//! was. Every operation is tried [`TRIES_MAX`] times; then a person has to look.
+//! The intent is committed before the driver is asked. A server that restarts in between asks the drivers how the
+//! hosts stand and goes on from there. Every operation is tried [`TRIES_MAX`] times; then a person has to look.
 
 use crate::Control;
 use crate::interface::{Effect, PowerOp, PowerStatus, Refusal};
@@ -16,6 +16,8 @@ const TRY_AGAIN_AFTER: Millis = Millis(5_000);
 const BOOT_MAX: Millis = Millis::secs(900);
 /// From the driver's word that a host is off to the end of its agent's connection.
 const GOODBYE_MAX: Millis = Millis::secs(60);
+/// After the server's start, how long a host that should be on may be silent before its driver is asked.
+const SILENT_AFTER_START: Millis = Millis::secs(20);
 
 #[derive(Debug, Default)]
 pub struct Power {
@@ -40,12 +42,24 @@ impl Power {
         self.hosts.get(host).is_some_and(|work| work.op == PowerOp::On)
     }
 
+    /// Being switched off, or, of a host that should be off, being looked whether it is.
     pub fn is_switching_off(&self, host: &HostId) -> bool {
-        self.hosts.get(host).is_some_and(|work| work.op == PowerOp::Off && !work.driver_done)
+        self.hosts.get(host).is_some_and(|work| work.op != PowerOp::On && !work.driver_done)
     }
 
-    fn begin(&mut self, now: TimeMs, host: &HostId, op: PowerOp) {
-        let work = Work { op, since: now, tries: 0, busy: false, driver_done: false, try_at: now };
+    /// What a predecessor may have left half-done: every host that drover can switch is asked about, at once if it
+    /// should be off, and otherwise if it stays silent.
+    pub fn resume<'a>(now: TimeMs, managed: impl Iterator<Item = &'a Host>) -> Self {
+        let mut power = Self::default();
+        for row in managed {
+            let wait = if row.power == PowerIntent::On { SILENT_AFTER_START } else { Millis::ZERO };
+            power.begin(now.plus(wait), &row.id, PowerOp::Status);
+        }
+        power
+    }
+
+    fn begin(&mut self, at: TimeMs, host: &HostId, op: PowerOp) {
+        let work = Work { op, since: at, tries: 0, busy: false, driver_done: false, try_at: at };
         self.hosts.insert(host.clone(), work);
     }
 }
@@ -117,17 +131,40 @@ pub fn finished(control: &mut Control, now: TimeMs, host: &HostId, op: PowerOp, 
     let Some(work) = control.power.hosts.get_mut(host).filter(|work| work.op == op) else { return };
     work.busy = false;
     match result {
+        Ok(status) if op == PowerOp::Status => resumed(control, now, host, status),
         Ok(_) => work.driver_done = true,
         Err(why) if work.tries < TRIES_MAX => {
             work.try_at = now.plus(TRY_AGAIN_AFTER);
             let text = format!("the power driver of {host} failed and is tried again: {why}");
             control.tables.event(now, Severity::Warning, format!("host/{host}"), None, "host-power-retry", text);
         }
+        Err(why) if op == PowerOp::Status => {
+            control.power.hosts.remove(host);
+            let text = format!("the power driver of {host} can't say whether it is on: {why}. Check its configuration");
+            control.tables.event(now, Severity::Warning, format!("host/{host}"), None, "host-power-unknown", text);
+        }
         Err(why) => {
             let text = format!("the power driver of {host} failed {TRIES_MAX} times: {why}. Check its configuration");
             give_up(control, now, host, text);
         }
     }
+}
+
+/// The server has restarted and the driver says how the host stands: where that is not what was intended, it goes on.
+fn resumed(control: &mut Control, now: TimeMs, host: &HostId, status: PowerStatus) {
+    control.power.hosts.remove(host);
+    let Some(intent) = control.host(host).map(|row| row.power) else { return };
+    let (op, kind, text) = match (intent, status) {
+        (PowerIntent::On, PowerStatus::On) | (PowerIntent::Asleep | PowerIntent::Off, PowerStatus::Off) => return,
+        (PowerIntent::On, PowerStatus::Off) => {
+            (PowerOp::On, "host-wake", format!("{host} is off and should be on: it is switched on"))
+        }
+        (PowerIntent::Asleep | PowerIntent::Off, PowerStatus::On) => {
+            (PowerOp::Off, "host-power-off", format!("{host} is on and should be off: it is switched off"))
+        }
+    };
+    control.power.begin(now, host, op);
+    control.tables.event(now, Severity::Info, format!("host/{host}"), None, kind, text);
 }
 
 /// A host that could not be switched either way is taken for on: its heartbeats say the rest.
@@ -145,6 +182,9 @@ pub fn connected(control: &mut Control, now: TimeMs, host: &HostId) {
         control.tables.change::<Host>(host, |row| row.boot_time = Some(took));
         let text = format!("{host} answered {took} after it was switched on");
         control.tables.event(now, Severity::Info, format!("host/{host}"), None, "host-woken", text);
+    } else if control.host(host).is_some_and(|row| row.power == PowerIntent::On) {
+        // It should be on and is: nothing to ask the driver.
+        control.power.hosts.remove(host);
     } else if !control.power.is_switching_off(host)
         && control.host(host).is_some_and(|row| row.power != PowerIntent::On)
     {

@@ -101,11 +101,18 @@ fn recall(control: &Control, actor: &Actor, key: &str, ask: &Ask) -> Result<Reca
 /// The request without what the server itself made fresh for it.
 fn fingerprint(ask: &Ask) -> String {
     let mut value = serde_json::to_value(ask).unwrap_or_default();
-    if let (Ask::CreateVm { .. }, Some(map)) = (ask, value.as_object_mut()) {
-        map.remove("id");
-        if let Some(nic) = map.get_mut("spec").and_then(|spec| spec.get_mut("nic")).and_then(|nic| nic.as_object_mut())
-        {
-            nic.remove("mac");
+    let fresh: &[&str] = match ask {
+        Ask::CreateVm { .. } => &["/id", "/spec/nic/mac"],
+        // The secret was shown once; a repetition is told so by the shell, which can't show it again.
+        Ask::CreateToken { .. } | Ask::CreateJoinToken { .. } => {
+            &["/token/id", "/token/secret_sha256", "/token/created_at", "/token/expires_at"]
+        }
+        Ask::CreateImage { .. } => &["/image/created_at"],
+        _ => &[],
+    };
+    for path in fresh {
+        if let Some(field) = value.pointer_mut(path) {
+            *field = serde_json::Value::Null;
         }
     }
     value.to_string()

@@ -87,7 +87,9 @@ impl Control {
         if !vm.spec.pinned_to.is_empty() && !vm.spec.pinned_to.contains(to) {
             return Some(format!("{} is pinned to other hosts than {to}", vm.spec.name));
         }
-        let moves = |other: &Vm| other.migration.and_then(|id| self.migration(id)).is_some_and(|m| m.to == *to || m.from == *to);
+        let moves = |other: &Vm| {
+            other.migration.and_then(|id| self.migration(id)).is_some_and(|m| m.to == *to || m.from == *to)
+        };
         let there = |other: &&Vm| {
             other.id != vm.id && self.takes_room(other) && (other.host.as_ref() == Some(to) || moves(other))
         };

@@ -304,7 +304,7 @@ impl Fleet {
         let (to, to_pid) = (peer.map(|peer| peer.id.clone())?, peer.and_then(listener).unwrap_or_default());
         let now = around.schedule.now;
         // Some guests write faster than the network carries; those never converge.
-        let dirty_rate = Bytes::mib(if around.dice.chance(0.1) { 400 } else { around.dice.between(0, 120) });
+        let dirty_rate = Bytes::mib(if around.dice.chance(self.never_converge) { 400 } else { around.dice.between(0, 120) });
         let sending = Sending {
             migration,
             to,

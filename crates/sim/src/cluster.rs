@@ -112,6 +112,7 @@ impl Cluster {
             host.clock_ahead_ms = dice.between(0, 3_000);
         }
         cluster.fleet.flaky = dice.chance(0.3);
+        cluster.fleet.never_converge = if dice.chance(0.5) { 0.15 } else { 0.0 };
         cluster.operator.begin(&mut dice, options);
         cluster.pass(Millis::secs(10))?;
         cluster.populate(options.vms);

@@ -61,6 +61,8 @@ pub struct Fleet {
     pub frozen_at: Option<TimeMs>,
     /// Things go wrong on hosts by themselves.
     pub flaky: bool,
+    /// Share of migrations whose guest writes faster than the network carries.
+    pub never_converge: f64,
     pub outbox: Vec<(HostId, AgentMessage)>,
     /// Hosts whose inventory has changed, and vms whose processes have, since the last look.
     pub changed: BTreeSet<HostId>,

@@ -58,7 +58,7 @@ pub(crate) fn relieve(draft: &mut Draft<'_, '_>, host: HostIx, target: Ratio) ->
 fn one_exchange(draft: &mut Draft<'_, '_>, host: HostIx, target: Ratio) -> bool {
     let Some(Exchange { big, small, other, way }) = best(draft, host, target) else { return false };
     let problem = draft.problem;
-    let name = |vm: VmIx| problem.vms[vm].id;
+    let name = |vm: VmIx| &problem.vms[vm].view.name;
     let there = format!(
         "{}, no host has room for {} alone, and {} can take the place of {}",
         asked_for(draft, host),

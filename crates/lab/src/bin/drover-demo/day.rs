@@ -11,6 +11,7 @@ use drover_lab::Lab;
 use drover_lab::config::HostSize;
 use drover_lab::probe::{GuestLoad, verify_guest};
 use drover_lab::vms::{GuestImage, LabVm, NewVm};
+use drover_model::plan::Scenario;
 use drover_model::policy::{KOfN, Mode, Policy};
 use drover_model::world::HostState;
 use drover_model::{HostId, Millis, Ratio};
@@ -30,10 +31,13 @@ mod load {
     /// Of the vms on one host: together more than it has.
     pub const HOT: [u32; 3] = [30, 15, 12];
     pub const NIGHT: u32 = 0;
-    /// Rising: in the end two hosts would be filled by it.
-    pub const RISING: [u32; 3] = [4, 7, 10];
+    /// Rising: at the third level two hosts are nearly filled by it, at the last they would be hot.
+    pub const RISING: [u32; 4] = [4, 7, 10, 13];
     pub const EVENING: u32 = 6;
 }
+/// The guests' boot is over when no host wanted more than this for so long: longer than the evidence of its heat reaches back.
+const CALM_BELOW: f64 = 0.7;
+const CALM_FOR: Duration = Duration::from_secs(6);
 /// Memory that every guest rewrites, in MiB a second.
 const DIRTY_MIB_S: u32 = 2;
 /// How long each level of the rising load lasts.
@@ -156,9 +160,15 @@ impl Day<'_> {
     /// The guests have booted: from here on drover acts on what it finds.
     async fn morning(&mut self) -> Result<()> {
         self.teller.say("all guests answer; when they have calmed down drover is set to act on what it finds");
+        let mut calm_since: Option<Instant> = None;
         self.wait_for("every host is calm", |snapshot| {
-            let calm = |host: &HostView| wanted(host).is_some_and(|share| share < 0.7);
-            snapshot.hosts.iter().all(calm).then_some(())
+            let calm = |host: &HostView| wanted(host).is_some_and(|share| share < CALM_BELOW);
+            let balanced = snapshot.cluster.as_ref().is_some_and(|cluster| cluster.scenario == Some(Scenario::Balanced));
+            if !balanced || !snapshot.hosts.iter().all(calm) {
+                calm_since = None;
+                return None;
+            }
+            (calm_since.get_or_insert_with(Instant::now).elapsed() >= CALM_FOR).then_some(())
         })
         .await?;
         let act = serde_json::json!({ "mode": "act" });

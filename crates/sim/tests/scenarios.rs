@@ -1,0 +1,373 @@
+//! One thing at a time: the cluster of the simulator, with faults at chosen moments.
+
+use drover_control::interface::{Ask, Refusal, Reply};
+use drover_model::intent::{PowerIntent, RunIntent};
+use drover_model::inventory::Capacity;
+use drover_model::migration::MigrationPhase;
+use drover_model::plan::PlanState;
+use drover_model::policy::{Mode, Policy};
+use drover_model::world::HostState;
+use drover_model::{Bytes, CpuMillis, HostId, MigrationId, Millis, VmId};
+use drover_sim::{Cluster, Demand, Wish, host_id};
+
+const MINUTE: Millis = Millis::secs(60);
+const MEMORY: Bytes = Bytes::mib(512);
+
+struct Scene {
+    cluster: Cluster,
+}
+
+impl Scene {
+    /// Hosts of four cores and four gibibytes; the planner watches and does nothing.
+    fn new(hosts: usize) -> Self {
+        let capacity = Capacity { cpu: CpuMillis(4_000), memory: Bytes::mib(4_096) };
+        let mut cluster = Cluster::new(1, &vec![capacity; hosts], hosts).unwrap();
+        cluster.pass(Millis::secs(5)).unwrap();
+        let mut scene = Self { cluster };
+        scene.policy(|policy| policy.mode = Mode::Observe);
+        scene
+    }
+
+    fn policy(&mut self, change: impl FnOnce(&mut Policy)) {
+        let mut policy = Policy::default();
+        change(&mut policy);
+        self.ask(Ask::SetPolicy { policy: Box::new(policy) }).unwrap();
+    }
+
+    fn ask(&mut self, ask: Ask) -> Result<Reply, Refusal> {
+        self.cluster.ask(ask)
+    }
+
+    fn wait(&mut self, what: &str, holds: impl FnMut(&Cluster) -> bool) {
+        if let Err(broken) = self.cluster.wait_for(what, Millis(10 * MINUTE.0), holds) {
+            panic!("{broken}\n{}", self.cluster.trace().join("\n"));
+        }
+    }
+
+    fn settle(&mut self) {
+        if let Err(broken) = self.cluster.settle() {
+            panic!("{broken}\n{}", self.cluster.trace().join("\n"));
+        }
+    }
+
+    /// A running vm with a steady demand, on this host.
+    fn vm(&mut self, on: &HostId, demand: f64) -> VmId {
+        let wish = Wish { vcpus: 2, memory: MEMORY, anti_affinity: None, pinned_to: vec![on.clone()] };
+        let vm = self.cluster.create_vm(&wish).unwrap();
+        self.load(&vm, demand);
+        self.wait("the vm runs", |cluster| runs_on(cluster, &vm, on));
+        vm
+    }
+
+    /// The same, free to go anywhere: wherever it was placed, it is moved to `on`.
+    fn free_vm(&mut self, on: &HostId, demand: f64) -> VmId {
+        let wish = Wish { vcpus: 2, memory: MEMORY, ..Wish::default() };
+        let vm = self.cluster.create_vm(&wish).unwrap();
+        self.load(&vm, demand);
+        self.wait("the vm runs", |cluster| seen_running(cluster, &vm));
+        if !runs_on(&self.cluster, &vm, on) {
+            self.migrate(&vm, on);
+            self.wait("the vm is where the test wants it", |cluster| runs_on(cluster, &vm, on) && all_over(cluster));
+        }
+        vm
+    }
+
+    fn load(&mut self, vm: &VmId, share: f64) {
+        self.cluster.set_demand(vm, Demand::constant(2, MEMORY, share));
+    }
+
+    fn migrate(&mut self, vm: &VmId, to: &HostId) -> MigrationId {
+        match self.ask(Ask::MigrateVm { vm: vm.clone(), to: Some(to.clone()) }) {
+            Ok(Reply::Migration(id)) => id,
+            other => panic!("{vm} does not move to {to}: {other:?}"),
+        }
+    }
+
+    fn phase(&self, id: MigrationId) -> Option<MigrationPhase> {
+        phase(&self.cluster, id)
+    }
+
+    fn told(&self, kind: &str) -> bool {
+        let control = self.cluster.control().unwrap();
+        control.events(drover_model::EventSeq(0), usize::MAX).iter().any(|event| event.kind == kind)
+    }
+}
+
+fn phase(cluster: &Cluster, id: MigrationId) -> Option<MigrationPhase> {
+    Some(cluster.control()?.migration(id)?.phase.clone())
+}
+
+fn all_over(cluster: &Cluster) -> bool {
+    cluster.control().is_some_and(|control| control.migrations().all(|m| m.phase.is_over()))
+}
+
+fn runs_on(cluster: &Cluster, vm: &VmId, host: &HostId) -> bool {
+    cluster.executing(vm) == [host.clone()] && seen_running(cluster, vm)
+}
+
+fn seen_running(cluster: &Cluster, vm: &VmId) -> bool {
+    cluster.control().is_some_and(|control| control.vm_status(vm).phase == "running")
+}
+
+fn state(cluster: &Cluster, host: &HostId) -> Option<HostState> {
+    cluster.control().map(|control| control.host_status(host).state)
+}
+
+/// At each phase of a migration, `strike` happens; afterwards the vm runs once, on its old memory, and all is at rest.
+fn survives_in_every_phase(strike: impl Fn(&mut Cluster, &HostId, &HostId)) {
+    for wanted in [MigrationPhase::Reserved, MigrationPhase::PreCopy, MigrationPhase::Committed] {
+        let mut scene = Scene::new(2);
+        let (from, to) = (host_id(0), host_id(1));
+        let vm = scene.free_vm(&from, 0.2);
+        let memory = scene.cluster.incarnation(&vm);
+        let id = scene.migrate(&vm, &to);
+        scene.wait("the phase to strike in", |cluster| phase(cluster, id).as_ref() == Some(&wanted));
+        strike(&mut scene.cluster, &from, &to);
+        scene.settle();
+        let over = scene.phase(id).unwrap();
+        assert!(over.is_over(), "struck in {wanted:?}: {over:?}");
+        assert_eq!(scene.cluster.incarnation(&vm), memory, "struck in {wanted:?}, ended {over:?}: the memory is another");
+        let host = if over == MigrationPhase::Done { &to } else { &from };
+        assert!(runs_on(&scene.cluster, &vm, host), "struck in {wanted:?}, ended {over:?}");
+    }
+}
+
+#[test]
+fn a_source_agent_killed_during_a_migration_costs_nothing() {
+    survives_in_every_phase(|cluster, from, _| cluster.kill_agent(from, 3_000));
+}
+
+#[test]
+fn a_destination_agent_killed_during_a_migration_costs_nothing() {
+    survives_in_every_phase(|cluster, _, to| cluster.kill_agent(to, 3_000));
+}
+
+#[test]
+fn the_server_killed_during_a_migration_costs_nothing() {
+    survives_in_every_phase(|cluster, _, _| cluster.kill_server(4_000));
+}
+
+#[test]
+fn server_and_both_agents_killed_during_a_migration_cost_nothing() {
+    survives_in_every_phase(|cluster, from, to| {
+        cluster.kill_agent(from, 1_000);
+        cluster.kill_agent(to, 6_000);
+        cluster.kill_server(3_000);
+    });
+}
+
+#[test]
+fn a_cut_connection_of_either_side_costs_nothing() {
+    survives_in_every_phase(|cluster, from, _| cluster.cut_connection(from));
+    survives_in_every_phase(|cluster, _, to| cluster.make_unreachable(to, 30_000));
+}
+
+#[test]
+fn a_full_disk_during_a_migration_costs_nothing() {
+    survives_in_every_phase(|cluster, _, _| cluster.fill_disk());
+}
+
+#[test]
+fn a_commit_lost_between_store_and_source_still_leaves_one_owner() {
+    let mut scene = Scene::new(2);
+    let (from, to) = (host_id(0), host_id(1));
+    let vm = scene.free_vm(&from, 0.2);
+    let memory = scene.cluster.incarnation(&vm);
+    let id = scene.migrate(&vm, &to);
+    scene.wait("the copy", |cluster| phase(cluster, id) == Some(MigrationPhase::PreCopy));
+    // The next commit is the one of the switch-over: durable, and never told to the source.
+    scene.cluster.kill_server_after_commit();
+    scene.wait("the server dies of it", |cluster| cluster.control().is_none());
+    scene.wait("the server is back", |cluster| cluster.control().is_some());
+    assert_eq!(scene.phase(id), Some(MigrationPhase::Committed));
+    scene.settle();
+    let over = scene.phase(id).unwrap();
+    let host = if over == MigrationPhase::Done { &to } else { &from };
+    assert!(matches!(over, MigrationPhase::Done | MigrationPhase::TakenBack { .. }), "{over:?}");
+    assert!(runs_on(&scene.cluster, &vm, host), "{over:?}");
+    assert_eq!(scene.cluster.incarnation(&vm), memory);
+}
+
+#[test]
+fn a_destination_that_dies_after_the_commit_gives_the_vm_back() {
+    let mut scene = Scene::new(2);
+    let (from, to) = (host_id(0), host_id(1));
+    let vm = scene.free_vm(&from, 0.2);
+    let memory = scene.cluster.incarnation(&vm);
+    let id = scene.migrate(&vm, &to);
+    scene.wait("the commit", |cluster| phase(cluster, id) == Some(MigrationPhase::Committed));
+    assert!(scene.cluster.executing(&vm).is_empty(), "the guest stands still at the commit");
+    scene.cluster.kill_qemu(&to, &vm);
+    scene.settle();
+    assert!(matches!(scene.phase(id), Some(MigrationPhase::TakenBack { .. })), "{:?}", scene.phase(id));
+    assert!(runs_on(&scene.cluster, &vm, &from));
+    assert_eq!(scene.cluster.incarnation(&vm), memory, "the source had all of it");
+}
+
+#[test]
+fn a_source_that_dies_at_the_switch_over_is_said_to_have_lost_the_memory() {
+    let mut scene = Scene::new(2);
+    let (from, to) = (host_id(0), host_id(1));
+    let vm = scene.free_vm(&from, 0.2);
+    let memory = scene.cluster.incarnation(&vm);
+    let id = scene.migrate(&vm, &to);
+    scene.wait("the commit", |cluster| phase(cluster, id) == Some(MigrationPhase::Committed));
+    scene.cluster.kill_qemu(&from, &vm);
+    scene.settle();
+    assert!(matches!(scene.phase(id), Some(MigrationPhase::Failed { .. })), "{:?}", scene.phase(id));
+    assert!(scene.told("migration-failed"));
+    assert!(runs_on(&scene.cluster, &vm, &to));
+    assert_ne!(scene.cluster.incarnation(&vm), memory);
+}
+
+#[test]
+fn a_destination_host_that_goes_dark_after_the_commit_is_waited_for() {
+    let mut scene = Scene::new(2);
+    let (from, to) = (host_id(0), host_id(1));
+    let vm = scene.free_vm(&from, 0.2);
+    let id = scene.migrate(&vm, &to);
+    scene.wait("the commit", |cluster| phase(cluster, id) == Some(MigrationPhase::Committed));
+    scene.cluster.lose_host(&to, 120_000);
+    scene.cluster.pass(Millis::secs(90)).unwrap();
+    assert_eq!(scene.phase(id), Some(MigrationPhase::Committed), "nobody can know yet whether it ran there");
+    assert!(scene.told("migration-stuck"), "a person is told");
+    scene.settle();
+    assert!(scene.phase(id).unwrap().is_over());
+}
+
+#[test]
+fn a_cancelled_migration_leaves_the_vm_where_it_was() {
+    let mut scene = Scene::new(2);
+    let vm = scene.free_vm(&host_id(0), 0.2);
+    let id = scene.migrate(&vm, &host_id(1));
+    scene.wait("the copy", |cluster| phase(cluster, id) == Some(MigrationPhase::PreCopy));
+    scene.ask(Ask::CancelMigration { id }).unwrap();
+    scene.settle();
+    assert!(matches!(scene.phase(id), Some(MigrationPhase::Cancelled { .. })));
+    assert!(runs_on(&scene.cluster, &vm, &host_id(0)));
+}
+
+#[test]
+fn a_drain_empties_a_host_and_nothing_comes_until_it_is_given_back() {
+    let mut scene = Scene::new(3);
+    scene.policy(|policy| policy.mode = Mode::Act);
+    let vms: Vec<VmId> = (0..3).map(|_| scene.free_vm(&host_id(0), 0.2)).collect();
+    scene.ask(Ask::DrainHost { host: host_id(0) }).unwrap();
+    scene.wait("the host is empty", |cluster| vms.iter().all(|vm| !cluster.executing(vm).contains(&host_id(0))));
+    let later = scene.cluster.create_vm(&Wish { vcpus: 1, memory: MEMORY, ..Wish::default() }).unwrap();
+    scene.wait("the new vm runs elsewhere", |cluster| seen_running(cluster, &later));
+    assert!(!scene.cluster.executing(&later).contains(&host_id(0)));
+    scene.settle();
+}
+
+#[test]
+fn power_saving_empties_a_host_and_wakes_it_when_it_is_needed() {
+    let mut scene = Scene::new(3);
+    let vms: Vec<VmId> = (0..3).map(|n| scene.free_vm(&host_id(n), 0.1)).collect();
+    scene.policy(|policy| {
+        policy.power_saving = true;
+        policy.vm_cooldown = MINUTE;
+    });
+    let asleep = |cluster: &Cluster| (0..3).map(host_id).filter(|host| !cluster.is_on(host)).count();
+    scene.wait("a host is switched off", |cluster| asleep(cluster) > 0);
+    assert!(vms.iter().all(|vm| scene.cluster.executing(vm).len() == 1));
+    for vm in &vms {
+        scene.load(vm, 1.0);
+    }
+    for _ in 0..2 {
+        let vm = scene.cluster.create_vm(&Wish { vcpus: 2, memory: MEMORY, ..Wish::default() }).unwrap();
+        scene.load(&vm, 1.0);
+    }
+    scene.wait("all hosts are on again", |cluster| asleep(cluster) == 0);
+    scene.wait("all hosts are used again", |cluster| {
+        (0..3).all(|n| state(cluster, &host_id(n)) == Some(HostState::Up))
+    });
+}
+
+#[test]
+fn a_hot_host_is_relieved_in_mode_act_and_only_proposed_for_in_mode_propose() {
+    let mut scene = Scene::new(2);
+    let vms: Vec<VmId> = (0..3).map(|_| scene.free_vm(&host_id(0), 0.2)).collect();
+    scene.policy(|policy| {
+        policy.mode = Mode::Propose;
+        policy.vm_cooldown = Millis::ZERO;
+    });
+    for vm in &vms {
+        scene.load(vm, 0.8);
+    }
+    let proposed = |cluster: &Cluster| {
+        let plan = cluster.control()?.plans().find(|plan| plan.state == PlanState::Proposed)?;
+        Some(plan.id)
+    };
+    scene.wait("a proposal", |cluster| proposed(cluster).is_some());
+    scene.cluster.pass(Millis(3 * MINUTE.0)).unwrap();
+    assert!(vms.iter().all(|vm| runs_on(&scene.cluster, vm, &host_id(0))), "nothing moves unasked");
+    let id = proposed(&scene.cluster).unwrap();
+    scene.ask(Ask::ApprovePlan { id }).unwrap();
+    scene.wait("the plan is done", |cluster| {
+        cluster.control().and_then(|control| control.plan(id)).is_some_and(|plan| plan.state == PlanState::Done)
+    });
+    assert!(vms.iter().any(|vm| runs_on(&scene.cluster, vm, &host_id(1))));
+}
+
+#[test]
+fn a_full_disk_changes_nothing_and_says_so() {
+    let mut scene = Scene::new(2);
+    let vm = scene.vm(&host_id(0), 0.2);
+    scene.cluster.fill_disk();
+    let refusal = scene.ask(Ask::SetRun { vm: vm.clone(), run: RunIntent::Stopped }).unwrap_err();
+    assert!(refusal.detail.contains("full"), "{refusal}");
+    scene.wait("the server goes on", |cluster| cluster.control().is_some());
+    scene.wait("it sees the vm again", |cluster| runs_on(cluster, &vm, &host_id(0)));
+    scene.cluster.pass(MINUTE).unwrap();
+    assert!(runs_on(&scene.cluster, &vm, &host_id(0)), "what was refused never happened");
+}
+
+#[test]
+fn a_vm_is_not_started_elsewhere_while_its_start_is_under_way() {
+    let mut scene = Scene::new(2);
+    let vm = scene.cluster.create_vm(&Wish { vcpus: 1, memory: MEMORY, ..Wish::default() }).unwrap();
+    let host = |cluster: &Cluster| cluster.control()?.vm(&vm)?.host.clone();
+    scene.wait("the vm is placed", |cluster| host(cluster).is_some());
+    scene.cluster.stall_connection(&host(&scene.cluster).unwrap(), 5_000);
+    scene.ask(Ask::SetRun { vm: vm.clone(), run: RunIntent::Stopped }).unwrap();
+    let refusal = scene.ask(Ask::SetRun { vm: vm.clone(), run: RunIntent::Running }).unwrap_err();
+    assert!(refusal.detail.contains("try again"), "{refusal}");
+    scene.settle();
+}
+
+#[test]
+fn a_removed_vm_is_gone_only_once_every_host_has_let_go_of_it() {
+    let mut scene = Scene::new(2);
+    let (from, to) = (host_id(0), host_id(1));
+    let vm = scene.free_vm(&from, 0.2);
+    let id = scene.migrate(&vm, &to);
+    scene.wait("the commit", |cluster| phase(cluster, id) == Some(MigrationPhase::Committed));
+    scene.cluster.pass(Millis(300)).unwrap();
+    scene.cluster.make_unreachable(&from, 60_000);
+    scene.wait("the move is done", |cluster| phase(cluster, id) == Some(MigrationPhase::Done));
+    scene.ask(Ask::RemoveVm { vm: vm.clone() }).unwrap();
+    scene.cluster.pass(Millis::secs(20)).unwrap();
+    let known = |cluster: &Cluster| cluster.control().is_some_and(|control| control.vm(&vm).is_some());
+    assert!(known(&scene.cluster), "{from} still holds what was handed over");
+    scene.wait("it is gone", |cluster| cluster.control().is_some() && !known(cluster));
+    scene.settle();
+}
+
+#[test]
+fn a_server_killed_while_it_wakes_or_switches_off_a_host_goes_on_where_it_was() {
+    let mut scene = Scene::new(2);
+    let host = host_id(1);
+    for on in [false, true] {
+        // Durable, and the driver never asked.
+        scene.cluster.kill_server_after_commit();
+        let _unanswered = scene.ask(Ask::PowerHost { host: host.clone(), on });
+        scene.wait("the server is back", |cluster| cluster.control().is_some());
+        let power = scene.cluster.control().and_then(|control| control.host(&host)).map(|row| row.power);
+        assert_eq!(power, Some(if on { PowerIntent::On } else { PowerIntent::Off }));
+        let wanted = if on { HostState::Up } else { HostState::Asleep };
+        scene.wait("the host is as was asked", |cluster| {
+            cluster.is_on(&host) == on && state(cluster, &host) == Some(wanted)
+        });
+    }
+}
