@@ -83,7 +83,8 @@ impl Control {
             tables.put(settings.initial_policy.clone());
         }
         let planning = planning::Planning::resume(&tables);
-        let power = power::Power::resume(now, tables.all::<Host>().filter(|host| settings.power_managed.contains(&host.id)));
+        let power =
+            power::Power::resume(now, tables.all::<Host>().filter(|host| settings.power_managed.contains(&host.id)));
         Self {
             settings,
             started_at: now,

@@ -127,6 +127,7 @@ pub fn begin(
         reason: reason.clone(),
         started_at: now,
         phase: MigrationPhase::Reserved,
+        cancelled_by: None,
         finished_at: None,
         report: None,
     });
@@ -143,6 +144,8 @@ pub fn cancel(control: &mut Control, now: TimeMs, id: MigrationId, by: &str) -> 
     let record = control.require::<MigrationRecord>(&id, "migration")?.clone();
     match &record.phase {
         MigrationPhase::Reserved | MigrationPhase::PreCopy => {
+            // Durable before it is acknowledged: a server that restarts must not commit it after all.
+            control.tables.change::<MigrationRecord>(&id, |m| m.cancelled_by = Some(by.to_owned()));
             unwind(control, now, &record, Unwind::Cancelled { by: by.to_owned() });
             Ok(())
         }
@@ -245,6 +248,7 @@ fn commit(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
         Seen::There(seen) if seen.state == VmState::Incoming { migration: record.id }
     );
     let current = control.vm(&record.vm).is_some_and(|vm| vm.generation == record.generation);
+    let unwinding = unwinding || record.cancelled_by.is_some();
     if record.phase != MigrationPhase::PreCopy || unwinding || !receiving || !current {
         return;
     }
@@ -275,6 +279,8 @@ pub fn turn(control: &mut Control, now: TimeMs) {
             committed::resolve(control, now, record);
         } else if open(control, record.id).unwinding.is_some() {
             finish_unwinding(control, now, record);
+        } else if let Some(by) = record.cancelled_by.clone() {
+            unwind(control, now, record, Unwind::Cancelled { by });
         } else {
             resolve_uncommitted(control, now, record);
         }

@@ -26,6 +26,9 @@ pub struct MigrationRecord {
     pub reason: String,
     pub started_at: TimeMs,
     pub phase: MigrationPhase,
+    /// Who asked to stop it before its commit; it unwinds, and is never committed.
+    #[serde(default)]
+    pub cancelled_by: Option<String>,
     pub finished_at: Option<TimeMs>,
     pub report: Option<MigrationReport>,
 }

@@ -281,6 +281,7 @@ mod tests {
             reason: "it was asked for".to_owned(),
             started_at: TimeMs(1_000),
             phase,
+            cancelled_by: None,
             finished_at: over.then_some(TimeMs(4_000)),
             report: over.then_some(MigrationReport { downtime: Millis(40), ..Default::default() }),
         };

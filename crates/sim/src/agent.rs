@@ -172,10 +172,10 @@ impl Fleet {
     }
 
     fn listening(&self, host: &HostId, vm: &VmId) -> Answer {
-        let target = self.host(host).zip(self.process(host, vm)).map(|(host, qemu)| MigrationTarget {
-            address: host.address,
-            port: port_of(qemu.pid),
-        });
+        let target = self
+            .host(host)
+            .zip(self.process(host, vm))
+            .map(|(host, qemu)| MigrationTarget { address: host.address, port: port_of(qemu.pid) });
         target.map(|target| CommandOutcome::Listening { target }).ok_or(CommandRefusal::UnknownVm)
     }
 
@@ -300,11 +300,13 @@ impl Fleet {
             return None;
         }
         let peer = self.hosts.values().find(|peer| peer.address == target.address);
-        let listener = |peer: &Host| peer.processes.get(vm).filter(|qemu| port_of(qemu.pid) == target.port).map(|q| q.pid);
+        let listener =
+            |peer: &Host| peer.processes.get(vm).filter(|qemu| port_of(qemu.pid) == target.port).map(|q| q.pid);
         let (to, to_pid) = (peer.map(|peer| peer.id.clone())?, peer.and_then(listener).unwrap_or_default());
         let now = around.schedule.now;
         // Some guests write faster than the network carries; those never converge.
-        let dirty_rate = Bytes::mib(if around.dice.chance(self.never_converge) { 400 } else { around.dice.between(0, 120) });
+        let dirty_rate =
+            Bytes::mib(if around.dice.chance(self.never_converge) { 400 } else { around.dice.between(0, 120) });
         let sending = Sending {
             migration,
             to,
@@ -344,13 +346,7 @@ impl Fleet {
         Ok(CommandOutcome::Done)
     }
 
-    fn take_back(
-        &mut self,
-        around: &mut Around,
-        host: &HostId,
-        vm: &VmId,
-        generation: Generation,
-    ) -> Option<Answer> {
+    fn take_back(&mut self, around: &mut Around, host: &HostId, vm: &VmId, generation: Generation) -> Option<Answer> {
         if self.process(host, vm).is_none() {
             return Some(Err(CommandRefusal::Failed { why: "its qemu is gone".to_owned() }));
         }

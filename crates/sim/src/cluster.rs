@@ -7,15 +7,13 @@ use crate::faults::Faults;
 use crate::fleet::{Around, Fleet, Host};
 use crate::invariants::Witness;
 use crate::link::{Link, UNDER_WAY_MAX};
-use crate::load::Demand;
 use crate::qemu::Guest;
-use crate::schedule::{HAPPENINGS_MAX, Happening, QemuStep, Schedule};
+use crate::schedule::{HAPPENINGS_MAX, Happening, Schedule};
 use crate::shell::{DiesAt, Shell};
 use crate::store::CommitError;
 use crate::workload::Operator;
 use drover_control::interface::{
-    Actor, AgentMessage, Ask, Commit, ConnectionId, Effect, Input, PowerOp, PowerStatus, Refusal, RefusalKind, Reply,
-    Request, RequestId,
+    Actor, AgentMessage, Ask, Commit, ConnectionId, Effect, Input, Refusal, RefusalKind, Reply, Request, RequestId,
 };
 use drover_control::{Control, Settings};
 use drover_model::intent::Role;
@@ -24,16 +22,14 @@ use drover_model::{HostId, Millis, TimeMs, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 
 const TICK_MS: u64 = 200;
-const REPORT_MS: u64 = 1_000;
+pub(crate) const REPORT_MS: u64 = 1_000;
 /// After a failed commit the store is tried again.
 const STORE_RETRY_MS: u64 = 500;
 /// How late each end notices a connection that was cut without a word.
-const NOTICE_SILENT_MS: u64 = 15_000;
+pub(crate) const NOTICE_SILENT_MS: u64 = 15_000;
 /// The same when the other end closed it, or died and its kernel did.
-const NOTICE_CLOSED_MS: u64 = 300;
+pub(crate) const NOTICE_CLOSED_MS: u64 = 300;
 const DIAL_MS: (u64, u64) = (200, 3_000);
-const POWER_DRIVER_MS: (u64, u64) = (500, 5_000);
-const BOOT_MS: (u64, u64) = (8_000, 40_000);
 
 /// Why a run ends before its time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,14 +38,6 @@ pub enum Broken {
     Invariant(String),
     #[error("it did not converge: {0}")]
     Liveness(String),
-}
-
-/// Fields of a power driver's run: how it fails, if it does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DriverFailure {
-    /// It does what it was asked and says it did not.
-    Unsaid,
-    Undone,
 }
 
 #[derive(Debug)]
@@ -68,7 +56,8 @@ pub struct Cluster {
 
 /// Making one, and letting time pass.
 impl Cluster {
-    /// Hosts of these capacities, joined and running; no vms, no faults. The first half has a power driver, at least.
+    /// Hosts of these capacities, joined and running; no vms, no faults. The first `managed` of them have a
+    /// power driver.
     pub fn new(seed: u64, hosts: &[Capacity], managed: usize) -> Result<Self, Broken> {
         let mut fleet = Fleet::default();
         let mut power_managed = BTreeSet::new();
@@ -138,12 +127,7 @@ impl Cluster {
     }
 
     /// Lets time pass until it holds, at most `within`; looks after everything that happens.
-    pub fn wait_for(
-        &mut self,
-        what: &str,
-        within: Millis,
-        mut holds: impl FnMut(&Self) -> bool,
-    ) -> Result<(), Broken> {
+    pub fn wait_for(&mut self, what: &str, within: Millis, mut holds: impl FnMut(&Self) -> bool) -> Result<(), Broken> {
         let until = self.now().plus(within);
         while !holds(self) {
             match self.around.schedule.next(until) {
@@ -204,7 +188,7 @@ impl Cluster {
     }
 
     /// Sends what hosts have to say, and lets the witness see what they do.
-    fn look(&mut self) {
+    pub(crate) fn look(&mut self) {
         let agents_first = self.around.dice.chance(0.5);
         if agents_first {
             self.send_outbox();
@@ -284,7 +268,7 @@ impl Cluster {
         }
     }
 
-    fn step_server(&mut self, input: Input) -> Option<Result<Reply, Refusal>> {
+    pub(crate) fn step_server(&mut self, input: Input) -> Option<Result<Reply, Refusal>> {
         let now = self.now();
         let ask = match &input {
             Input::Request(request) => Some(request.ask.clone()),
@@ -300,13 +284,13 @@ impl Cluster {
                     if let Some(refusal) = self.commit(&commit) {
                         return ask.map(|_| Err(refusal));
                     }
-                    if self.shell.control.is_none() {
-                        return None;
-                    }
+                    // It may have died of it.
+                    self.shell.control.as_ref()?;
                 }
                 Effect::Send { host: _, connection, id, command } => {
                     let link = self.links.get_mut(&connection);
-                    if let Some(at) = link.and_then(|link| link.send_to_agent(id, command, now, &mut self.around.dice)) {
+                    if let Some(at) = link.and_then(|link| link.send_to_agent(id, command, now, &mut self.around.dice))
+                    {
                         self.around.schedule.at(at, Happening::ToAgent { connection });
                     }
                 }
@@ -406,7 +390,7 @@ impl Cluster {
 /// Connections.
 impl Cluster {
     /// Cut, and who notices within what time. `None`: not that side.
-    fn cut(&mut self, connection: ConnectionId, server_ms: Option<u64>, agent_ms: Option<u64>) {
+    pub(crate) fn cut(&mut self, connection: ConnectionId, server_ms: Option<u64>, agent_ms: Option<u64>) {
         let Some(link) = self.links.get_mut(&connection) else { return };
         link.cut();
         if let Some(most) = server_ms {
@@ -419,7 +403,7 @@ impl Cluster {
         }
     }
 
-    fn connection_of(&self, host: &HostId) -> Option<ConnectionId> {
+    pub(crate) fn connection_of(&self, host: &HostId) -> Option<ConnectionId> {
         self.fleet.host(host)?.agent.as_ref()?.connection
     }
 
@@ -473,7 +457,9 @@ impl Cluster {
     }
 
     fn arrives_at_server(&mut self, connection: ConnectionId) {
-        let Some(link) = self.links.get_mut(&connection).filter(|link| link.server_run == self.shell.run) else { return };
+        let Some(link) = self.links.get_mut(&connection).filter(|link| link.server_run == self.shell.run) else {
+            return;
+        };
         let Some(message) = link.next_to_server() else { return };
         let host = link.host.clone();
         self.step_server(Input::Agent { host, connection, message });
@@ -532,134 +518,6 @@ impl Cluster {
             self.send_report(host, true);
             self.around.schedule.after(REPORT_MS, Happening::AgentReports { host: host.clone(), run });
         }
-    }
-}
-
-/// Agents and hosts.
-impl Cluster {
-    pub(crate) fn start_agent(&mut self, host: &HostId) {
-        let Some(run) = self.fleet.start_agent(&mut self.around, host) else { return };
-        self.around.witness.note(format!("the agent of {host} starts, run {run}"));
-        let phase = self.around.dice.between(0, REPORT_MS);
-        self.around.schedule.after(1, Happening::AgentDials { host: host.clone(), run });
-        self.around.schedule.after(phase, Happening::AgentReports { host: host.clone(), run });
-    }
-
-    pub fn kill_agent(&mut self, host: &HostId, down_ms: u64) {
-        if let Some(connection) = self.connection_of(host) {
-            self.cut(connection, Some(NOTICE_CLOSED_MS), None);
-        }
-        self.fleet.kill_agent(host);
-        self.around.schedule.after(down_ms, Happening::AgentStarts { host: host.clone() });
-    }
-
-    pub fn kill_qemu(&mut self, host: &HostId, vm: &VmId) {
-        self.fleet.kill_qemu(&mut self.around, host, vm);
-        self.look();
-    }
-
-    /// Ends and forgets all that is on a host, as a new installation does.
-    pub(crate) fn wipe(&mut self, host: &HostId) {
-        self.fleet.wipe(&mut self.around, host);
-        self.kill_agent(host, 1_000);
-    }
-
-    pub(crate) fn power_off_guest(&mut self, host: &HostId, vm: &VmId) {
-        if let Some(pid) = self.fleet.process(host, vm).map(|qemu| qemu.pid) {
-            self.fleet.step(&mut self.around, host, vm, pid, QemuStep::PoweredDown);
-        }
-    }
-
-    /// Sudden and total; it comes back by itself after a while.
-    pub fn lose_host(&mut self, host: &HostId, down_ms: u64) {
-        if let Some(connection) = self.connection_of(host) {
-            self.cut(connection, Some(NOTICE_SILENT_MS), None);
-        }
-        self.fleet.power_off(&mut self.around, host);
-        self.around.schedule.after(down_ms, Happening::HostStarts { host: host.clone() });
-    }
-
-    pub(crate) fn start_host(&mut self, host: &HostId) {
-        let wait = self.around.dice.between(BOOT_MS.0, BOOT_MS.1);
-        if let Some(row) = self.fleet.hosts.get_mut(host).filter(|host| !host.on) {
-            row.on = true;
-            row.boots += 1;
-            self.around.schedule.after(wait, Happening::AgentStarts { host: host.clone() });
-        }
-    }
-
-    fn ask_power_driver(&mut self, host: HostId, op: PowerOp) {
-        let wait = self.around.dice.between(POWER_DRIVER_MS.0, POWER_DRIVER_MS.1);
-        let fails = (self.faults.active && self.luck.chance(self.faults.driver_fails))
-            .then(|| if self.luck.chance(0.5) { DriverFailure::Unsaid } else { DriverFailure::Undone });
-        let run = self.shell.run;
-        self.around.schedule.after(wait, Happening::PowerDriver { run, host, op, fails });
-    }
-
-    fn power_driver(&mut self, run: u64, host: &HostId, op: PowerOp, fails: Option<DriverFailure>) {
-        self.around.witness.note(format!("the power driver of {host}: {op:?}, fails {fails:?}"));
-        if fails != Some(DriverFailure::Undone) {
-            match op {
-                PowerOp::On => self.start_host(host),
-                PowerOp::Off => self.driver_off(host),
-                PowerOp::Status => {}
-            }
-        }
-        if self.shell.run != run {
-            return;
-        }
-        let on = self.fleet.host(host).is_some_and(|host| host.on);
-        let result = match fails {
-            Some(_) => Err("the management controller did not answer".to_owned()),
-            None => Ok(if on { PowerStatus::On } else { PowerStatus::Off }),
-        };
-        self.step_server(Input::Power { host: host.clone(), op, result });
-    }
-
-    fn driver_off(&mut self, host: &HostId) {
-        let Some(row) = self.fleet.host(host).filter(|host| host.on) else { return };
-        let executing: Vec<VmId> =
-            row.processes.iter().filter(|(_, qemu)| qemu.executes()).map(|(vm, _)| vm.clone()).collect();
-        self.around.witness.powered_off(host, &executing);
-        if let Some(connection) = self.connection_of(host) {
-            self.cut(connection, Some(NOTICE_CLOSED_MS), None);
-        }
-        self.fleet.power_off(&mut self.around, host);
-    }
-
-    /// What a vm will want of its host from now on.
-    pub fn set_demand(&mut self, vm: &VmId, demand: Demand) {
-        self.fleet.demands.insert(vm.clone(), demand);
-    }
-
-    /// Where the guest of this vm executes.
-    pub fn executing(&self, vm: &VmId) -> Vec<HostId> {
-        self.fleet.executing(vm).into_iter().cloned().collect()
-    }
-
-    /// Which of its memories the guest of this vm has; a new one begins at each boot.
-    pub fn incarnation(&self, vm: &VmId) -> Option<u64> {
-        let host = self.fleet.executing(vm).first().copied().cloned()?;
-        self.fleet.process(&host, vm)?.memory.map(|memory| memory.incarnation)
-    }
-
-    pub fn is_on(&self, host: &HostId) -> bool {
-        self.fleet.host(host).is_some_and(|host| host.on)
-    }
-
-    /// The next commit finds the disk full.
-    pub fn fill_disk(&mut self) {
-        self.shell.store.break_next(crate::store::DiskFault::Full);
-    }
-
-    /// The server dies just after its next commit is durable, before anything else of that step leaves.
-    pub fn kill_server_after_commit(&mut self) {
-        self.shell.die_at_commit(true);
-    }
-
-    /// What happened last, for whoever looks for a cause.
-    pub fn trace(&self) -> Vec<String> {
-        self.around.witness.trace().cloned().collect()
     }
 }
 

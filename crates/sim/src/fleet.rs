@@ -5,7 +5,7 @@ use crate::agent::{Agent, Notice, Record};
 use crate::dice::Dice;
 use crate::invariants::Witness;
 use crate::load::{self, Demand};
-use crate::qemu::{Guest, Memory, Phase, Qemu, Sending};
+use crate::qemu::{Guest, Phase, Qemu, Sending};
 use crate::schedule::{Happening, QemuStep, Schedule};
 use drover_control::interface::AgentMessage;
 use drover_model::inventory::Capacity;
@@ -160,13 +160,12 @@ impl Fleet {
     /// The process is gone from here on; the other end of its stream learns of it later.
     pub fn end_process(&mut self, around: &mut Around, host: &HostId, vm: &VmId, end: End) {
         let Some(qemu) = self.hosts.get_mut(host).and_then(|host| host.processes.remove(vm)) else { return };
-        let newest = |memory: Memory| around.witness.is_newest(vm, memory);
+        let newest = qemu.memory.is_some_and(|memory| around.witness.is_newest(vm, memory));
+        let copies = self.copies(&around.witness, vm);
         match end {
-            End::Killed | End::HostLost => around.witness.hit(vm),
+            End::Killed | End::HostLost => around.witness.hit(vm, newest || copies > 0),
             End::Wish => around.witness.ends(vm),
-            End::Command(word) if qemu.memory.is_some_and(newest) && self.copies(&around.witness, vm) == 0 => {
-                around.witness.destroys(vm, word);
-            }
+            End::Command(word) if newest && copies == 0 => around.witness.destroys(vm, word),
             End::Command(_) | End::Broken => {}
         }
         match qemu.guest {
@@ -441,10 +440,7 @@ impl Fleet {
         host: &Host,
         now: TimeMs,
     ) -> (drover_model::load::HostSample, BTreeMap<VmId, drover_model::load::VmSample>) {
-        let guests = host
-            .processes
-            .iter()
-            .filter_map(|(vm, qemu)| Some((vm, self.demands.get(vm)?, qemu.executes())));
+        let guests = host.processes.iter().filter_map(|(vm, qemu)| Some((vm, self.demands.get(vm)?, qemu.executes())));
         load::sample(host.capacity.cpu, guests, self.frozen_at.unwrap_or(now), now)
     }
 }

@@ -21,7 +21,7 @@ use drover_model::migration::{MigrationPhase, MigrationRecord};
 use drover_model::policy::Policy;
 use drover_model::world::HostState;
 use drover_model::{Bytes, Generation, HostId, MigrationId, TimeMs, VmId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Effects of one step.
 const EFFECTS_MAX: usize = 2_000;
@@ -44,6 +44,8 @@ pub struct Witness {
     hosts: BTreeMap<HostId, Host>,
     moving: BTreeMap<MigrationId, MigrationRecord>,
     policy: Option<Policy>,
+    /// Migrations whose cancellation was acknowledged.
+    cancelled: BTreeSet<MigrationId>,
     memory: BTreeMap<VmId, Truth>,
     incarnations: u64,
     pub tally: Tally,
@@ -180,6 +182,9 @@ impl Witness {
             *self.tally.migrations.entry(record.phase.word()).or_default() += 1;
             return None;
         }
+        if record.phase == MigrationPhase::Committed && self.cancelled.contains(&record.id) {
+            self.broken(format!("migration {} is committed after its cancellation was acknowledged", record.id));
+        }
         let known = self.moving.insert(record.id, record.clone());
         if let Some(known) = known {
             if known.phase == MigrationPhase::Committed && record.phase != MigrationPhase::Committed {
@@ -258,6 +263,10 @@ impl Witness {
             Ask::UndrainHost { host } => self.hosts.get(host).is_some_and(|row| !row.maintenance),
             Ask::RemoveHost { host } => !self.hosts.contains_key(host),
             Ask::Join { host, .. } => self.hosts.contains_key(host),
+            Ask::CancelMigration { id } => {
+                self.cancelled.insert(*id);
+                true
+            }
             Ask::SetPolicy { policy } => self.policy.as_ref() == Some(policy),
             _ => true,
         };
@@ -345,12 +354,15 @@ impl Witness {
         }
     }
 
-    /// A fault took a qemu of this vm.
-    pub fn hit(&mut self, vm: &VmId) {
+    /// A fault took a qemu of this vm. `left`: whether its newest memory was still there, in that one or another.
+    pub fn hit(&mut self, vm: &VmId, left: bool) {
         let now = self.now;
         let wanted = self.vms.get(vm).is_some_and(|row| row.run == RunIntent::Running && !row.deleting);
         if let Some(truth) = self.memory.get_mut(vm) {
-            truth.hit_at = Some(now);
+            // What was lost before, and perhaps said, is not lost again.
+            if left || truth.hit_at.is_none() {
+                truth.hit_at = Some(now);
+            }
             truth.ended |= !wanted;
         }
     }
@@ -397,5 +409,65 @@ impl Witness {
         if let Some(vm) = executing.iter().find(owned) {
             self.broken(format!("{host} is powered off while {vm} runs there"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm() -> VmId {
+        "vm-a".parse().unwrap()
+    }
+
+    fn check(what: impl FnOnce(&mut Witness), says: Option<&str>) {
+        let mut witness = Witness::default();
+        what(&mut witness);
+        match (witness.violation(), says) {
+            (None, None) => {}
+            (Some(violation), Some(says)) if violation.contains(says) => {}
+            (violation, says) => panic!("{violation:?}, expected {says:?}"),
+        }
+    }
+
+    #[test]
+    fn a_guest_on_two_hosts_is_seen() {
+        let (a, b): (HostId, HostId) = ("a".parse().unwrap(), "b".parse().unwrap());
+        check(|witness| witness.executes(&vm(), &[&a]), None);
+        check(|witness| witness.executes(&vm(), &[&a, &b]), Some("at once"));
+    }
+
+    #[test]
+    fn old_memory_that_runs_again_is_seen() {
+        let run_on = |older: bool| {
+            move |witness: &mut Witness| {
+                let handed_over = witness.boots(&vm(), 0);
+                let arrived = witness.resumes(&vm(), handed_over);
+                witness.resumes(&vm(), if older { handed_over } else { arrived });
+            }
+        };
+        check(run_on(false), None);
+        check(run_on(true), Some("old memory"));
+    }
+
+    #[test]
+    fn a_fresh_start_needs_a_reason_and_the_owner_is_told() {
+        let again = |before: fn(&mut Witness)| {
+            move |witness: &mut Witness| {
+                witness.boots(&vm(), 0);
+                before(witness);
+                witness.boots(&vm(), 0);
+            }
+        };
+        check(again(|_| {}), Some("no fault took its memory"));
+        check(again(|witness| witness.ends(&vm())), None);
+        // It is not in the store as running: its owner ended it.
+        check(again(|witness| witness.hit(&vm(), true)), None);
+    }
+
+    #[test]
+    fn a_command_for_a_vm_that_is_gone_is_seen() {
+        let command = Command::CommitSwitchOver { vm: vm(), generation: Generation(1), migration: MigrationId(1) };
+        check(|witness| witness.takes_effect(&"h1".parse().unwrap(), &command), Some("for a vm that is gone"));
     }
 }

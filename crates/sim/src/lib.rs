@@ -19,6 +19,7 @@ mod cluster;
 mod dice;
 mod faults;
 mod fleet;
+mod hosts;
 mod invariants;
 mod link;
 mod load;
@@ -29,7 +30,7 @@ mod shell;
 mod store;
 mod workload;
 
-pub use cluster::{Broken, Cluster, DriverFailure, host_id};
+pub use cluster::{Broken, Cluster, host_id};
 pub use load::Demand;
 pub use workload::Wish;
 

@@ -1,7 +1,7 @@
 //! Virtual time: what will happen, in order. Nothing here waits; the clock jumps to the next happening.
 
-use crate::cluster::DriverFailure;
 use crate::faults::Fault;
+use crate::hosts::DriverFailure;
 use drover_control::interface::{ConnectionId, PowerOp};
 use drover_model::{HostId, MigrationId, TimeMs, VmId};
 use std::collections::BTreeMap;
@@ -15,28 +15,77 @@ pub const EPOCH: TimeMs = TimeMs(1_750_000_000_000);
 #[derive(Debug, Clone)]
 pub enum Happening {
     /// The server's clock ticks, in this run of it.
-    Tick { run: u64 },
+    Tick {
+        run: u64,
+    },
     ServerStarts,
     /// The store is tried again after a failed commit.
-    StoreRetried { run: u64 },
+    StoreRetried {
+        run: u64,
+    },
     /// The oldest message under way on this connection arrives.
-    ToServer { connection: ConnectionId },
-    ToAgent { connection: ConnectionId },
+    ToServer {
+        connection: ConnectionId,
+    },
+    ToAgent {
+        connection: ConnectionId,
+    },
     /// One end finds out that the connection is gone.
-    ServerNotices { connection: ConnectionId },
-    AgentNotices { connection: ConnectionId },
-    AgentDials { host: HostId, run: u64 },
-    AgentReports { host: HostId, run: u64 },
-    AgentStarts { host: HostId },
-    HostStarts { host: HostId },
+    ServerNotices {
+        connection: ConnectionId,
+    },
+    AgentNotices {
+        connection: ConnectionId,
+    },
+    AgentDials {
+        host: HostId,
+        run: u64,
+    },
+    AgentReports {
+        host: HostId,
+        run: u64,
+    },
+    AgentStarts {
+        host: HostId,
+    },
+    HostStarts {
+        host: HostId,
+    },
     /// The network between this host and the server heals.
-    HostReachable { host: HostId },
+    HostReachable {
+        host: HostId,
+    },
     /// A source has waited for the commit as long as it may, or has copied for as long as it may.
-    CommitWaitOver { host: HostId, run: u64, vm: VmId, migration: MigrationId },
-    CopyTooLong { host: HostId, run: u64, vm: VmId, migration: MigrationId },
-    StopGraceOver { host: HostId, run: u64, vm: VmId, pid: u32 },
-    Qemu { host: HostId, vm: VmId, pid: u32, step: QemuStep },
-    PowerDriver { run: u64, host: HostId, op: PowerOp, fails: Option<DriverFailure> },
+    CommitWaitOver {
+        host: HostId,
+        run: u64,
+        vm: VmId,
+        migration: MigrationId,
+    },
+    CopyTooLong {
+        host: HostId,
+        run: u64,
+        vm: VmId,
+        migration: MigrationId,
+    },
+    StopGraceOver {
+        host: HostId,
+        run: u64,
+        vm: VmId,
+        pid: u32,
+    },
+    Qemu {
+        host: HostId,
+        vm: VmId,
+        pid: u32,
+        step: QemuStep,
+    },
+    PowerDriver {
+        run: u64,
+        host: HostId,
+        op: PowerOp,
+        fails: Option<DriverFailure>,
+    },
     Fault(Fault),
     Operator,
 }
@@ -47,13 +96,19 @@ pub enum QemuStep {
     /// The guest has booted.
     Started,
     /// Half a second of pre-copy has passed.
-    Copied { migration: MigrationId },
+    Copied {
+        migration: MigrationId,
+    },
     /// The last byte leaves the source.
-    LastByte { migration: MigrationId },
+    LastByte {
+        migration: MigrationId,
+    },
     /// The destination has loaded everything and lets the guest run.
     Resumed,
     /// The stream ended early, as this side sees it.
-    StreamBroken { migration: MigrationId },
+    StreamBroken {
+        migration: MigrationId,
+    },
     PoweredDown,
 }
 

@@ -85,7 +85,8 @@ impl Cluster {
                 self.start_host(host);
             }
         }
-        let failed: Vec<VmId> = self.around.witness.vms().filter(|vm| self.has_failed(vm)).map(|vm| vm.id.clone()).collect();
+        let failed: Vec<VmId> =
+            self.around.witness.vms().filter(|vm| self.has_failed(vm)).map(|vm| vm.id.clone()).collect();
         for vm in failed {
             let _started = self.ask(Ask::SetRun { vm, run: RunIntent::Running });
         }

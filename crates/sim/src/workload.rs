@@ -69,7 +69,10 @@ impl Operator {
         let dice = &mut self.dice;
         let default = Policy::default();
         Policy {
-            mode: dice.pick(&[Mode::Act, Mode::Act, Mode::Act, Mode::Propose, Mode::Observe]).copied().unwrap_or(Mode::Act),
+            mode: dice
+                .pick(&[Mode::Act, Mode::Act, Mode::Act, Mode::Propose, Mode::Observe])
+                .copied()
+                .unwrap_or(Mode::Act),
             power_saving: dice.chance(0.5),
             spare_host: dice.chance(0.3),
             hosts_up_min: dice.between(1, 2) as u32,
@@ -108,8 +111,13 @@ impl Cluster {
         let id: drover_model::TokenId = format!("join-{host}").parse().expect("two labels make one");
         let expires_at = TimeMs(now.0 + 600_000);
         let secret_sha256 = SECRET.to_owned();
-        let token =
-            JoinToken { id: id.clone(), secret_sha256: secret_sha256.clone(), host: host.clone(), created_at: now, expires_at };
+        let token = JoinToken {
+            id: id.clone(),
+            secret_sha256: secret_sha256.clone(),
+            host: host.clone(),
+            created_at: now,
+            expires_at,
+        };
         if self.ask(Ask::CreateJoinToken { token }).is_ok() {
             let _joined = self.ask(Ask::Join { host: host.clone(), token: id, secret_sha256 });
         }
