@@ -1,11 +1,13 @@
-//! The chores of the project: `cargo xtask setup|demo|test|tidy|guest-image`.
+//! The chores of the project: `cargo xtask setup|demo|bench|test|tidy|guest-image`.
 //!
 //! Builds in seconds and needs nothing installed but the Rust toolchain, so that it can install the rest.
 
+mod bench;
 mod cpio;
 mod demo;
 mod guest_image;
 mod packages;
+mod release;
 mod run;
 mod setup;
 mod stages;
@@ -20,6 +22,9 @@ usage: cargo xtask <command>
 
   setup        install the Debian packages that are missing; without root, print the command and stop
   demo [ARGS]  setup, build, and run the demo; ARGS go to it (--headless, --json FILE, --keep, ...)
+  bench NAME [ARGS]
+               setup, build, and measure what drover itself costs; NAME is footprint (server and agents
+               at rest); ARGS go to it (--json FILE, --seconds N)
   test         setup, then every check and every test
   tidy         check the rules of the code base that the compiler does not check
   guest-image  build the image that the demo's and the tests' vms run, into target/guest/
@@ -45,8 +50,10 @@ fn dispatch() -> Result<ExitCode> {
         Some((command, rest)) => (command.as_str(), rest),
         None => bail!("no command given\n\n{USAGE}"),
     };
-    if command == "demo" {
-        return demo::run(&root, rest);
+    match command {
+        "demo" => return demo::run(&root, rest),
+        "bench" => return bench::run(&root, rest),
+        _ => {}
     }
     if matches!(command, "help" | "--help" | "-h") {
         print!("{USAGE}");

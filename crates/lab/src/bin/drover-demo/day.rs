@@ -29,7 +29,7 @@ mod load {
     /// A quiet morning: no host is hot, none is cold.
     pub const MORNING: u32 = 7;
     /// Of the vms on one host: together more than it has.
-    pub const HOT: [u32; 3] = [30, 15, 12];
+    pub const HOT: [u32; 3] = [35, 20, 15];
     pub const NIGHT: u32 = 0;
     /// Rising: at the third level two hosts are nearly filled by it, at the last they would be hot.
     pub const RISING: [u32; 4] = [4, 7, 10, 13];
