@@ -9,6 +9,7 @@
 //! restart of the server or of an agent needs no special case. What one step changes becomes one
 //! transaction, which is durable before any command of that step leaves.
 
+mod access;
 mod explain;
 pub mod interface;
 mod lifecycle;

@@ -7,6 +7,7 @@
 //!  values.rs    how values are typed                 wait.rs     waiting, with progress
 //!  host.rs vm.rs image.rs tenant.rs token.rs plan.rs migration.rs policy.rs events.rs cluster.rs   one noun each
 //!  console.rs   the terminal of `vm console`         daemon.rs   `server` and `agent`
+//!  sim.rs       `sim`
 //! ```
 //!
 //! Standard output carries data only; remarks, progress and errors go to standard error.
@@ -24,6 +25,7 @@ mod output;
 mod plan;
 mod policy;
 pub mod show;
+mod sim;
 mod tenant;
 mod token;
 mod values;
@@ -140,6 +142,8 @@ enum Command {
     Completions { shell: clap_complete::Shell },
     /// Print the API's OpenAPI document
     Openapi,
+    /// Simulate a virtual fleet under faults, from a seed
+    Sim(sim::Sim),
 }
 
 /// Runs the process' command line. Everything but data goes to standard error.
@@ -152,7 +156,11 @@ pub fn main() -> ExitCode {
             return error.print().map_or(Exit::Ok, |()| exit).into();
         }
     };
-    match run(cli) {
+    let Cli { global, command } = cli;
+    if let Command::Sim(sim) = command {
+        return sim.run();
+    }
+    match run(Cli { global, command }) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
             if !matches!(failure, Failure::OutputClosed) {
@@ -195,7 +203,7 @@ async fn client_verb(context: &Context, command: Command) -> Result<(), Failure>
         Command::Explain(explain) => explain.run(context).await,
         Command::Top => Ok(crate::top::live::run(&context.client, !context.output.colour).await?),
         Command::Whoami => token::whoami(context).await,
-        Command::Server(_) | Command::Agent(_) | Command::Completions { .. } | Command::Openapi => {
+        Command::Server(_) | Command::Agent(_) | Command::Completions { .. } | Command::Openapi | Command::Sim(_) => {
             unreachable!("run() takes the verbs that need no server")
         }
     }

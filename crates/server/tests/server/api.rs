@@ -1,7 +1,6 @@
 //! The public API as a client meets it: a whole server on loopback, the typed client, agents that obey.
 
-mod support;
-
+use crate::support::{Cluster, eventually, problem, small_vm};
 use drover_api::client::EventStreamStart;
 use drover_api::problem::{MEDIA_TYPE, Problem};
 use drover_api::v1::{
@@ -13,7 +12,6 @@ use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use std::collections::BTreeSet;
-use support::{Cluster, eventually, problem, small_vm};
 
 #[tokio::test]
 async fn a_vm_is_made_placed_run_stopped_started_and_removed() {
@@ -493,7 +491,7 @@ async fn only_one_server_has_a_directory_and_a_port() {
     let error = drover_server::start(cluster.config.clone()).await.unwrap_err().to_string();
     assert!(error.contains("another server runs"), "{error}");
     let dir = tempfile::tempdir().unwrap();
-    let mut config = support::config(dir.path(), "");
+    let mut config = crate::support::config(dir.path(), "");
     config.listen = cluster.api;
     let error = drover_server::start(config).await.unwrap_err().to_string();
     assert!(error.contains("listen") && error.contains("in use"), "{error}");
@@ -540,7 +538,7 @@ async fn a_client_that_stops_sending_is_cut_off() {
     let mut half = cluster.tls().await;
     half.write_all(b"GET /v1/whoami HTTP/1.1\r\nHost: x").await.unwrap();
     let mut rest = Vec::new();
-    let read = tokio::time::timeout(support::DEADLINE, half.read_to_end(&mut rest)).await;
+    let read = tokio::time::timeout(crate::support::DEADLINE, half.read_to_end(&mut rest)).await;
     assert!(read.is_ok(), "the connection stayed open");
 }
 

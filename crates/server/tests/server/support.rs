@@ -1,8 +1,5 @@
 //! A whole server on loopback, its operator, and agents that do as they are told without a hypervisor.
 
-// Each test program uses its own part of this.
-#![allow(dead_code)]
-
 use drover_api::agent::{ConsoleBytes, FromAgent, Hello, Load, PATH, PROTOCOL_VERSION, Report, ToAgent};
 use drover_api::client::{ApiError, Client, ClientConfig};
 use drover_api::join::{JoinRequest, JoinResponse};

@@ -1,7 +1,6 @@
 //! What every store must keep to, held against SQLite; and what the shell does when a store fails.
 
-mod support;
-
+use crate::support::eventually;
 use async_trait::async_trait;
 use drover_control::Settings;
 use drover_control::interface::{Actor, Ask, Commit, Object, ObjectKey, RefusalKind, Write};
@@ -19,7 +18,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use support::eventually;
 use tokio_util::sync::CancellationToken;
 
 const KEPT_MAX: u64 = 100;

@@ -1,13 +1,11 @@
 //! How hosts join and agents connect: who is let in, who is not, and what they are told.
 
-mod support;
-
+use crate::support::{Cluster, DEADLINE, Identity, eventually, facts, hello};
 use drover_api::agent::{FromAgent, Hello, PROTOCOL_VERSION, ToAgent};
 use drover_api::join::JoinTokenText;
 use drover_api::v1::CreateJoinToken;
 use drover_model::world::HostState;
 use rcgen::{CertificateParams, DnType, KeyPair};
-use support::{Cluster, DEADLINE, Identity, eventually, facts, hello};
 
 #[tokio::test]
 async fn a_host_joins_connects_and_is_up() {
