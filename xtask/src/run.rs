@@ -5,9 +5,17 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::process::{Command, Output, Stdio};
 
-/// The cargo that started us, so that both use one toolchain.
+/// The cargo that started us, so that both use one toolchain. What it told us of this package is taken away: build scripts
+/// that look at it would be run again each time the two ways of calling cargo take turns, and half the tree be built anew.
 pub fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(ours) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
 }
 
 /// The command as one would type it.
