@@ -78,7 +78,8 @@ pub enum Command {
     },
     /// To the source: the new generation is committed, finish the switch-over.
     CommitSwitchOver { vm: VmId, generation: Generation, migration: MigrationId },
-    /// To the source: stop sending, run on. To the destination: end the waiting qemu. Refused past the commit.
+    /// To the source: stop sending, run on; refused past the commit. To the destination: end the waiting qemu; refused
+    /// once the guest is complete there, which may have run.
     CancelMigration { vm: VmId, migration: MigrationId },
     /// To the source past a commit whose destination is proven never to have run: run the guest here again, at this generation.
     TakeBack { vm: VmId, generation: Generation, migration: MigrationId },

@@ -5,8 +5,11 @@
 //! - **inventory**: what an agent sees on its host, with the time it was seen: [`inventory`];
 //! - **load**: measured samples in bounded windows, never stored: [`load`].
 //!
+//! Beside the nouns stands one set of rules, which command an agent may carry out: [`admission`].
+//!
 //! Nothing here does I/O, reads a clock or draws a random number: time and identities are passed in.
 
+pub mod admission;
 pub mod command;
 pub mod event;
 pub mod ids;

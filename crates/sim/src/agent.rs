@@ -4,11 +4,11 @@
 //! The record is written before anything is done, so an agent that dies in between finds on its return what it was
 //! about to do. What ended while no agent watched is reported as failed, never as "did not arrive": nobody saw that.
 
-use crate::admission::{Admission, Known, admit};
 use crate::fleet::{Around, End, Fleet, Host};
 use crate::qemu::{Guest, Phase, Qemu, Sending};
 use crate::schedule::{Happening, QemuStep};
 use drover_control::interface::{AgentMessage, ConnectionId};
+use drover_model::admission::{Admission, Known, admit};
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationTarget, MigrationUpdate, VmRun};
 use drover_model::inventory::{Accelerator, HostFacts, OutgoingPhase, VmInventory, VmState};
 use drover_model::migration::{DowntimePhases, MigrationProgress, MigrationReport};

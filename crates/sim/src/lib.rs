@@ -9,11 +9,8 @@
 //! Everything follows from the seed: a failing run prints the command that replays it. In the manner of
 //! TigerBeetle's VOPR, the exit code says what kind of failure it was: see [`FailureKind`].
 //!
-//! The rules by which an agent admits commands are not copied: they are `drover agent`'s own, by path, since
-//! depending on that crate would bring QEMU and the network into a simulator that has neither.
+//! The rules by which an agent admits commands are those of `drover agent`: [`drover_model::admission`].
 
-#[path = "../../agent/src/vms/admission.rs"]
-mod admission;
 mod agent;
 mod cluster;
 mod dice;

@@ -1,27 +1,27 @@
-//! Both ends of a live migration, as the owner of the vm sees it.
+//! The source's end of a live migration, as the owner of the vm sees it, and what drives both ends. The destination's
+//! is in [`super::receive`].
 //!
 //! A driver task follows QEMU and tells what happens; the vm's own task decides what it means, writes it down, and
 //! passes on orders. A driver that is dropped changes nothing in QEMU, so an agent that restarts adopts.
 //!
 //! ```text
-//!  source:      Copying ──AtSwitchOver──▶ (commit: recorded, then ordered) ──▶ Committed ──Sent──▶ HandedOver
-//!                  └───── cancelled, failed, no commit in time: SourceResumed ◀─────┘ QEMU could not send it all
-//!  destination: Receive ──Arrived──▶ Running │ IncomingFailed
+//!  Copying ──AtSwitchOver──▶ (commit: recorded, then ordered) ──▶ Committed ──Sent──▶ HandedOver
+//!      └───── cancelled, failed, no commit in time: SourceResumed ◀─────┘ QEMU could not send it all
 //! ```
 
 use super::Answer;
-use super::record::{Ended, Record, Role, SendStep};
+use super::record::{Record, Role, SendStep};
 use super::task::{VmTask, failed};
 use crate::clock::{now_ms, time_ms};
 use crate::error_chain::chain;
-use drover_model::command::{CommandOutcome, CommandRefusal, MigrationTarget, MigrationUpdate, VmRun};
+use drover_model::command::{CommandOutcome, CommandRefusal, MigrationTarget, MigrationUpdate};
 use drover_model::inventory::{OutgoingPhase, VmState};
 use drover_model::migration::{DowntimePhases, MigrationProgress, MigrationReport};
 use drover_model::policy::MigrationPolicy;
 use drover_model::{Bytes, Generation, MigrationId, Millis};
 use drover_qemu::migration::{
-    Adopted, AdoptedIncoming, AtSwitchOver, Decision, Figures, HandedOver, Incoming, IncomingFailed, Limits,
-    ListenPorts, OutgoingFailed, PreCopy, Progress, RanAt, SourceGuest, SwitchingOver, adopt,
+    Adopted, AtSwitchOver, Decision, Figures, HandedOver, Incoming, IncomingFailed, Limits, OutgoingFailed, PreCopy,
+    Progress, RanAt, SourceGuest, SwitchingOver, adopt,
 };
 use drover_qemu::{Machine, RunStatus};
 use serde_json::json;
@@ -102,7 +102,7 @@ impl Driver {
         Self { events, orders, task: task.abort_handle(), target: None }
     }
 
-    fn incoming(incoming: Incoming, target: Option<MigrationTarget>) -> Self {
+    pub(super) fn incoming(incoming: Incoming, target: Option<MigrationTarget>) -> Self {
         let (told, events) = mpsc::channel(DRIVER_EVENTS_MAX);
         let (orders, _) = mpsc::channel(DRIVER_ORDERS_MAX);
         let task = tokio::spawn(async move {
@@ -257,9 +257,12 @@ impl VmTask {
     }
 
     pub(super) async fn cancel_migration(&mut self, reply: oneshot::Sender<Answer>) {
-        let incoming = matches!(self.known, Some((_, VmState::Incoming { .. } | VmState::IncomingFailed { .. })));
-        if incoming {
-            let answer = self.release(false).await;
+        let incoming = match self.known.as_ref().map(|(_, state)| state) {
+            Some(VmState::Incoming { migration }) => Some(self.cancel_incoming(*migration).await),
+            Some(VmState::IncomingFailed { .. }) => Some(self.release(false).await),
+            _ => None,
+        };
+        if let Some(answer) = incoming {
             let _ = reply.send(answer);
             return;
         }
@@ -409,86 +412,6 @@ impl VmTask {
     }
 }
 
-/// The destination.
-impl VmTask {
-    pub(super) async fn prepare_incoming(
-        &mut self,
-        run: VmRun,
-        generation: Generation,
-        migration: MigrationId,
-    ) -> Answer {
-        let Some(address) = *self.host().migration_address.borrow() else {
-            let why =
-                "this host does not know its migration address yet: set migration_address in the agent's configuration";
-            return Err(CommandRefusal::Failed { why: why.to_owned() });
-        };
-        self.end_process().await?;
-        self.last_update = None;
-        self.record(
-            Record::new(run.clone(), generation, Role::Receive { migration }),
-            VmState::Incoming { migration },
-        )?;
-        self.publish();
-        let listening = async {
-            let machine = self.launch(&run, true).await?;
-            Incoming::prepare(&machine, address, ListenPorts::Any).await.map_err(|error| failed(&error))
-        };
-        match listening.await {
-            Ok(incoming) => {
-                let target = MigrationTarget { address, port: incoming.port() };
-                self.driver = Some(Driver::incoming(incoming, Some(target.clone())));
-                Ok(CommandOutcome::Listening { target })
-            }
-            Err(refusal) => {
-                // Nothing came of it, so nothing is remembered of it.
-                if let Err(left) = self.release(false).await {
-                    tracing::error!(vm = %self.vm, refusal = %left, "what was prepared can't be removed");
-                }
-                Err(refusal)
-            }
-        }
-    }
-
-    pub(super) async fn adopt_incoming(&mut self, machine: &Machine, migration: MigrationId) {
-        match Incoming::adopt(machine).await {
-            Ok(AdoptedIncoming::Waiting(incoming)) => {
-                let address = *self.host().migration_address.borrow();
-                let port = incoming.port();
-                let target = address.filter(|_| port != 0).map(|address| MigrationTarget { address, port });
-                self.driver = Some(Driver::incoming(incoming, target));
-            }
-            Ok(AdoptedIncoming::NotPrepared) => {
-                let why = "the agent ended before it listened".to_owned();
-                self.incoming_failed(migration, why).await;
-            }
-            Ok(AdoptedIncoming::Ran(ran)) => self.arrived(migration, ran),
-            Ok(AdoptedIncoming::Failed(error)) => self.incoming_failed(migration, chain(&error)).await,
-            Err(error) => {
-                tracing::warn!(vm = %self.vm, %error, "can't see how the migration stands; trying again");
-                self.attached = None;
-            }
-        }
-    }
-
-    fn arrived(&mut self, migration: MigrationId, ran: RanAt) {
-        let Some((record, _)) = self.known.clone() else { return };
-        self.record_fact(Record { role: Role::Run, arrived_by: Some(migration), ..record }, VmState::Running);
-        // A time that is only when it was noticed would be taken for downtime: then the inventory alone tells.
-        if ran.exact {
-            self.update(migration, MigrationUpdate::Running { at: time_ms(ran.at) });
-        }
-    }
-
-    async fn incoming_failed(&mut self, migration: MigrationId, why: String) {
-        if let Err(refusal) = self.end_process().await {
-            tracing::error!(vm = %self.vm, %refusal, "a QEMU that never ran its guest can't be ended");
-        }
-        self.clear_host().await;
-        self.end(Ended::IncomingFailed { migration, why: why.clone() });
-        self.update(migration, MigrationUpdate::IncomingFailed { why });
-    }
-}
-
 /// Word from the driver.
 impl VmTask {
     pub(super) async fn driver_event(&mut self, event: DriverEvent) {
@@ -523,7 +446,7 @@ impl VmTask {
                 self.driver = None;
                 match arrived {
                     Ok(ran) => self.arrived(migration, ran),
-                    Err(error) => self.incoming_failed(migration, chain(&error)).await,
+                    Err(error) => self.did_not_run(migration, error).await,
                 }
             }
             DriverEvent::Lost => {
@@ -574,12 +497,12 @@ impl VmTask {
         }
     }
 
-    fn machine(&self) -> Result<Machine, CommandRefusal> {
+    pub(super) fn machine(&self) -> Result<Machine, CommandRefusal> {
         self.attached.as_ref().map(|attached| attached.machine.clone()).ok_or_else(unreachable_qemu)
     }
 }
 
-fn unreachable_qemu() -> CommandRefusal {
+pub(super) fn unreachable_qemu() -> CommandRefusal {
     CommandRefusal::Failed { why: "the vm's QEMU can't be reached at the moment: try again".to_owned() }
 }
 

@@ -8,13 +8,13 @@
 //!
 //! Dropping the supervisor ends the tasks and leaves every QEMU process as it is.
 
-pub mod admission;
 mod lifecycle;
 pub mod log;
 mod migrate;
 mod process;
 #[cfg(test)]
 mod real_qemu;
+mod receive;
 pub mod record;
 mod task;
 

@@ -87,6 +87,20 @@ impl Lab {
         }
     }
 
+    /// A vm that stands at the switch-over from the first host to the second.
+    async fn at_switch_over(&self) -> (LabHost, LabHost) {
+        let (source, destination) = self.pair().await;
+        let mut told = source.agent().updates();
+        let target = destination.prepare(2).await;
+        assert_eq!(source.migrate_out(1, target, POLICY).await, Ok(CommandOutcome::Done));
+        assert!(matches!(significant(&mut told).await, MigrationUpdate::AtSwitchOver { .. }));
+        (source, destination)
+    }
+
+    fn cancel(&self) -> Command {
+        Command::CancelMigration { vm: self.vm.clone(), migration: MIGRATION }
+    }
+
     /// A vm running on the first host.
     async fn pair(&self) -> (LabHost, LabHost) {
         let (mut source, mut destination) = (self.host("h1"), self.host("h2"));
@@ -99,7 +113,7 @@ impl Lab {
 }
 
 impl LabHost {
-    async fn start_agent(&mut self) {
+    fn host(&self) -> Host {
         let mut text = format!(
             "host = \"h1\"\nserver = \"https://127.0.0.1:1\"\nstate_dir = {:?}\nshared_dir = {:?}\nmigration_address = \"127.0.0.1\"\n",
             self.state_dir, self.shared_dir
@@ -108,14 +122,30 @@ impl LabHost {
             text.push_str(&format!("[networks]\nlan = {bridge:?}\n"));
         }
         let config = AgentConfig::from_toml(&text).unwrap();
-        let host = Host {
+        Host {
             accel: Accel::Tcg,
             cgroup: self.cgroup.clone(),
             net: Net::new(Limits::default().tool_wait_max()),
             migration_address: watch::Sender::new(config.migration_address),
             config,
-        };
-        self.supervisor = Some(Supervisor::start(host).await.unwrap());
+        }
+    }
+
+    async fn start_agent(&mut self) {
+        self.supervisor = Some(Supervisor::start(self.host()).await.unwrap());
+    }
+
+    /// The task of an agent that runs, its vm known as recorded and seen as `state`, which QEMU may be past.
+    async fn task_that_sees(&self, state: VmState) -> VmTask {
+        let (updates, _) = broadcast::channel(UPDATES_KEPT_MAX);
+        let changes = watch::Sender::new(0);
+        let shared = Arc::new(Shared { host: self.host(), vms: Mutex::default(), updates, changes });
+        let (_, requests) = mpsc::channel(1);
+        let mut task = VmTask::new(shared, self.vm.clone(), requests, watch::Sender::new(Seen::default()));
+        task.process = task.find_process().unwrap();
+        task.attach(&self.vm_run()).await.unwrap();
+        task.known = Some((self.record(), state));
+        task
     }
 
     /// As a kill would: nothing is said or written first.
@@ -413,9 +443,8 @@ async fn a_committed_vm_runs_at_the_destination_and_the_source_lets_go() {
     assert_eq!((seen.state, seen.generation), (VmState::Running, Generation(2)));
     assert_eq!(source.inventory().unwrap().state, VmState::HandedOver { migration: MIGRATION });
     assert_eq!(source.commit(2).await, Ok(CommandOutcome::Done), "twice is once");
-    let cancel = || Command::CancelMigration { vm: lab.vm.clone(), migration: MIGRATION };
     for host in [&source, &destination] {
-        let refused = host.tell(cancel()).await;
+        let refused = host.tell(lab.cancel()).await;
         assert!(matches!(refused, Err(CommandRefusal::WrongState { .. })), "{refused:?}");
     }
     let pid = source.pid();
@@ -440,8 +469,7 @@ async fn without_a_commit_in_time_the_source_runs_on_and_the_destination_never_r
     assert!(matches!(source.commit(2).await, Err(CommandRefusal::WrongState { .. })), "too late");
     source.until_state(&VmState::Running).await;
     source.assert_runs_on().await;
-    let cancel = Command::CancelMigration { vm: lab.vm.clone(), migration: MIGRATION };
-    assert_eq!(destination.tell(cancel).await, Ok(CommandOutcome::Done));
+    assert_eq!(destination.tell(lab.cancel()).await, Ok(CommandOutcome::Done));
     assert_eq!(destination.inventory(), None);
 }
 
@@ -454,25 +482,20 @@ async fn a_cancelled_migration_leaves_the_vm_where_it_was_and_nothing_at_the_des
     let slow = MigrationPolicy { bandwidth_max: Bytes(100_000), downtime_max: Millis(1), ..POLICY };
     assert_eq!(source.migrate_out(1, target, slow).await, Ok(CommandOutcome::Done));
     source.until_state(&outgoing(OutgoingPhase::PreCopy)).await;
-    let cancel = || Command::CancelMigration { vm: lab.vm.clone(), migration: MIGRATION };
-    assert_eq!(source.tell(cancel()).await, Ok(CommandOutcome::Done));
+    assert_eq!(source.tell(lab.cancel()).await, Ok(CommandOutcome::Done));
     assert_eq!(source.inventory().unwrap().state, VmState::Running);
     source.assert_runs_on().await;
     for _ in 0..2 {
-        assert_eq!(destination.tell(cancel()).await, Ok(CommandOutcome::Done));
+        assert_eq!(destination.tell(lab.cancel()).await, Ok(CommandOutcome::Done));
     }
     assert_eq!(destination.inventory(), None);
-    assert_eq!(source.tell(cancel()).await, Ok(CommandOutcome::Done));
+    assert_eq!(source.tell(lab.cancel()).await, Ok(CommandOutcome::Done));
 }
 
 #[tokio::test]
 async fn both_agents_die_at_the_switch_over_and_their_successors_finish_it() {
     let lab = Lab::new(COUNTER);
-    let (mut source, mut destination) = lab.pair().await;
-    let mut told = source.agent().updates();
-    let target = destination.prepare(2).await;
-    assert_eq!(source.migrate_out(1, target, POLICY).await, Ok(CommandOutcome::Done));
-    assert!(matches!(significant(&mut told).await, MigrationUpdate::AtSwitchOver { .. }));
+    let (mut source, mut destination) = lab.at_switch_over().await;
     source.kill_agent().await;
     destination.kill_agent().await;
     source.start_agent().await;
@@ -488,11 +511,7 @@ async fn both_agents_die_at_the_switch_over_and_their_successors_finish_it() {
 #[tokio::test]
 async fn a_recorded_commit_is_carried_out_by_the_next_agent() {
     let lab = Lab::new(COUNTER);
-    let (mut source, destination) = lab.pair().await;
-    let mut told = source.agent().updates();
-    let target = destination.prepare(2).await;
-    assert_eq!(source.migrate_out(1, target, POLICY).await, Ok(CommandOutcome::Done));
-    assert!(matches!(significant(&mut told).await, MigrationUpdate::AtSwitchOver { .. }));
+    let (mut source, destination) = lab.at_switch_over().await;
     source.kill_agent().await;
     // The moment between the record of the commit and QEMU hearing of it.
     let mut record = source.record();
@@ -533,23 +552,95 @@ async fn a_vm_handed_over_to_a_host_that_was_lost_is_taken_back_at_a_newer_gener
 }
 
 #[tokio::test]
-async fn a_vm_handed_over_whose_qemu_ended_cannot_be_taken_back_and_says_so() {
+async fn a_vm_handed_over_whose_qemu_ends_has_failed_whoever_watched() {
+    /// What the source's agent does meanwhile.
+    #[derive(Debug)]
+    enum Agent {
+        Watches,
+        AdoptedIt,
+        Sleeps,
+    }
+    for agent in [Agent::Watches, Agent::AdoptedIt, Agent::Sleeps] {
+        let lab = Lab::new(COUNTER);
+        let (mut source, destination) = lab.at_switch_over().await;
+        assert_eq!(source.commit(2).await, Ok(CommandOutcome::Done));
+        source.until_state(&VmState::HandedOver { migration: MIGRATION }).await;
+        let pid = source.pid();
+        if !matches!(agent, Agent::Watches) {
+            source.kill_agent().await;
+        }
+        if matches!(agent, Agent::AdoptedIt) {
+            source.start_agent().await;
+            assert_eq!(source.inventory().unwrap().state, VmState::HandedOver { migration: MIGRATION });
+        }
+        assert!(std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+        if matches!(agent, Agent::Sleeps) {
+            until("QEMU ends", || !exists(pid)).await;
+            source.start_agent().await;
+        }
+        let failed = |state: &VmState| matches!(state, VmState::Failed { why } if why.contains("handed over"));
+        source.until_inventory(&format!("failed, while the agent {agent:?}"), failed).await;
+        assert_eq!(source.inventory().unwrap().pid, None);
+        let take_back = Command::TakeBack { vm: lab.vm.clone(), generation: Generation(3), migration: MIGRATION };
+        let refused = source.tell(take_back).await;
+        assert!(matches!(refused, Err(CommandRefusal::WrongState { .. })), "{refused:?}");
+        destination.assert_runs_on().await;
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_does_not_end_a_guest_that_ran_before_its_agent_saw_it() {
     let lab = Lab::new(COUNTER);
-    let (mut source, destination) = lab.pair().await;
-    let mut told = source.agent().updates();
-    let target = destination.prepare(2).await;
-    assert_eq!(source.migrate_out(1, target, POLICY).await, Ok(CommandOutcome::Done));
-    assert!(matches!(significant(&mut told).await, MigrationUpdate::AtSwitchOver { .. }));
+    let (source, mut destination) = lab.at_switch_over().await;
+    destination.kill_agent().await;
     assert_eq!(source.commit(2).await, Ok(CommandOutcome::Done));
     source.until_state(&VmState::HandedOver { migration: MIGRATION }).await;
-    let pid = source.pid();
-    source.kill_agent().await;
-    assert!(std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
-    until("QEMU ends", || !exists(pid)).await;
-    source.start_agent().await;
-    let state = source.inventory().unwrap().state;
-    assert!(matches!(&state, VmState::Failed { why } if why.contains("handed over")), "{state:?}");
     destination.assert_runs_on().await;
+
+    let mut task = destination.task_that_sees(VmState::Incoming { migration: MIGRATION }).await;
+    let (reply, answer) = oneshot::channel();
+    task.cancel_migration(reply).await;
+    assert_eq!(answer.await.unwrap(), Err(CommandRefusal::WrongState { state: "running".to_owned() }));
+    assert_eq!(task.known.as_ref().map(|(_, state)| state), Some(&VmState::Running));
+    assert_eq!(destination.record().arrived_by, Some(MIGRATION));
+    destination.assert_runs_on().await;
+}
+
+#[tokio::test]
+async fn a_cancel_ends_a_destination_that_has_not_received_everything() {
+    let lab = Lab::new(COUNTER);
+    let (source, destination) = lab.at_switch_over().await;
+    let pid = destination.pid();
+    assert_eq!(destination.tell(lab.cancel()).await, Ok(CommandOutcome::Done));
+    assert!(!exists(pid) && destination.inventory().is_none());
+    assert_eq!(source.tell(lab.cancel()).await, Ok(CommandOutcome::Done));
+    source.until_state(&VmState::Running).await;
+    source.assert_runs_on().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_an_unfinished_cancel_forbade_to_run_runs_once_it_has_arrived() {
+    for agent_returns_first in [true, false] {
+        let lab = Lab::new(COUNTER);
+        let (source, mut destination) = lab.at_switch_over().await;
+        destination.kill_agent().await;
+        // The moment between forbidding it and looking.
+        let machine = Machine::attach(&destination.dir().qmp_socket()).await.unwrap();
+        machine.stop().await.unwrap();
+        drop(machine);
+        if agent_returns_first {
+            destination.start_agent().await;
+            assert_eq!(destination.inventory().unwrap().state, VmState::Incoming { migration: MIGRATION });
+        }
+        assert_eq!(source.commit(2).await, Ok(CommandOutcome::Done));
+        source.until_state(&VmState::HandedOver { migration: MIGRATION }).await;
+        if !agent_returns_first {
+            destination.start_agent().await;
+        }
+        destination.until_state(&VmState::Running).await;
+        assert_eq!(destination.record().arrived_by, Some(MIGRATION));
+        destination.assert_runs_on().await;
+    }
 }
 
 #[tokio::test]

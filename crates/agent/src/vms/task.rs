@@ -1,13 +1,13 @@
 //! The task that owns one vm: it alone touches the vm's process, record, tap and group.
 //!
 //! It waits for whichever comes first: a command, word from a migration, the end of the process, an event from QEMU, a
-//! deadline. What it then does is in [`super::lifecycle`] and [`super::migrate`].
+//! deadline. What it then does is in [`super::lifecycle`], [`super::migrate`] and [`super::receive`].
 
-use super::admission::{Admission, Known, admit};
 use super::log;
 use super::migrate::{Deferred, Driver, DriverEvent};
 use super::record::{Record, VmDir};
 use super::{Answer, Attached, Host, Seen, Shared, Update};
+use drover_model::admission::{Admission, Known, admit};
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationUpdate};
 use drover_model::inventory::{VmInventory, VmState};
 use drover_model::{MigrationId, VmId};

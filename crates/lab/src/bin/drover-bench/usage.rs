@@ -41,7 +41,8 @@ impl Meter {
         let (times, memory) = (Times::read(self.pid)?, Memory::read(self.pid)?);
         ensure!(times.began == self.first.began, "process {} ended while it was measured", self.pid);
         self.last = (Instant::now(), times);
-        self.memory = Memory { rss_kib: memory.rss_kib.max(self.memory.rss_kib), hwm_kib: memory.hwm_kib };
+        let rss_kib = memory.rss_kib.max(self.memory.rss_kib);
+        self.memory = Memory { rss_kib, hwm_kib: memory.hwm_kib.max(rss_kib) };
         Ok(())
     }
 
@@ -99,7 +100,9 @@ impl Memory {
             let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
             value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
         };
-        Some(Self { rss_kib: kib("VmRSS")?, hwm_kib: kib("VmHWM")? })
+        let rss_kib = kib("VmRSS")?;
+        // The kernel brings the mark up to date only now and then, so it may lag behind.
+        Some(Self { rss_kib, hwm_kib: kib("VmHWM")?.max(rss_kib) })
     }
 }
 
@@ -157,6 +160,8 @@ mod tests {
     fn memory_is_found_among_the_other_lines() {
         let text = "Name:\tdrover\nVmPeak:\t  999 kB\nVmHWM:\t   24680 kB\nVmRSS:\t   12345 kB\nThreads:\t4\n";
         assert_eq!(Memory::in_status(text), Some(Memory { rss_kib: 12_345, hwm_kib: 24_680 }));
+        let lagging = "VmHWM:\t   24680 kB\nVmRSS:\t   24700 kB\n";
+        assert_eq!(Memory::in_status(lagging), Some(Memory { rss_kib: 24_700, hwm_kib: 24_700 }));
         // Of a process that has ended and was not waited for.
         assert_eq!(Memory::in_status("Name:\tdrover\nState:\tZ (zombie)\n"), None);
     }

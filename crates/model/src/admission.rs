@@ -1,4 +1,5 @@
-//! Whether a command may be carried out, given what this host knows of the vm. Pure: no I/O, no clock.
+//! Whether an agent may carry out a command, given what its host knows of the vm. Here, since the real agents and the
+//! simulator's must follow the same rules.
 //!
 //! The rules, in this order:
 //! 1. A generation older than the known one is refused: the right to run has moved on ([`CommandRefusal::StaleGeneration`]).
@@ -6,9 +7,9 @@
 //! 3. What was done already is not done again ([`Admission::Repeat`]).
 //! 4. What the vm's state rules out is refused by that state's name. Past a commit nothing unwinds.
 
-use drover_model::command::{Command, CommandRefusal, VmRun};
-use drover_model::inventory::{OutgoingPhase, VmState};
-use drover_model::{Generation, MigrationId};
+use crate::command::{Command, CommandRefusal, VmRun};
+use crate::inventory::{OutgoingPhase, VmState};
+use crate::{Generation, MigrationId};
 
 /// What this host knows of a vm.
 #[derive(Debug, Clone, Copy)]
@@ -265,9 +266,9 @@ fn admit_take_back(known: Known<'_>, generation: Generation, migration: Migratio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use drover_model::command::MigrationTarget;
-    use drover_model::policy::MigrationPolicy;
-    use drover_model::{Bytes, Millis};
+    use crate::command::MigrationTarget;
+    use crate::policy::MigrationPolicy;
+    use crate::{Bytes, Millis};
 
     fn vm_run(cmdline: &str) -> VmRun {
         VmRun {
@@ -308,7 +309,7 @@ mod tests {
         let mut words = text.split_whitespace();
         let verb = words.next().unwrap();
         let mut number = |default: u64| words.next().map_or(default, |w| w.parse().unwrap());
-        let vm: drover_model::VmId = "vm-a".parse().unwrap();
+        let vm: crate::VmId = "vm-a".parse().unwrap();
         let content = if verb.ends_with('*') { "other" } else { "same" };
         match verb.trim_end_matches('*') {
             "cancel" => Command::CancelMigration { vm, migration: MigrationId(number(7)) },
