@@ -36,7 +36,7 @@ struct Server<'a> {
     shared_dir: PathBuf,
     listen: SocketAddr,
     agent_listen: SocketAddr,
-    policy: &'a Policy,
+    policy: drover_api::v1::Policy,
     hosts: BTreeMap<&'a HostId, ServerHost>,
 }
 
@@ -72,7 +72,7 @@ pub fn server(place: &Place, hosts: &[HostId], policy: &Policy, power_switch: Op
         shared_dir: place.shared_dir(),
         listen: SocketAddr::new(SERVER_ADDRESS, API_PORT),
         agent_listen: SocketAddr::new(SERVER_ADDRESS, AGENT_PORT),
-        policy,
+        policy: policy.into(),
         hosts: hosts.iter().filter_map(|host| power_switch.map(|program| (host, switched(host, program)))).collect(),
     };
     toml::to_string(&server).context("the server's configuration can't be written as TOML")

@@ -2,7 +2,7 @@
 //!
 //! Unknown keys are refused, so that a misspelt limit is never silently the default.
 
-use drover_model::policy::{BadPolicy, Policy};
+use drover_api::v1::{BadPolicy, Policy};
 use drover_model::{HostId, Millis};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -45,7 +45,8 @@ pub struct ServerConfig {
     pub intervals: Intervals,
     #[serde(default)]
     pub limits: Limits,
-    /// The policy of a new cluster. Afterwards the API changes it and this one is not looked at.
+    /// The policy of a new cluster, with the keys of `drover policy show`. Afterwards the API changes it and this one is
+    /// not looked at.
     #[serde(default)]
     pub policy: Policy,
     #[serde(default)]
@@ -205,7 +206,7 @@ impl ServerConfig {
         let bad = |key: &str, problem: &str| {
             Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), problem: problem.to_owned() })
         };
-        self.policy.check().map_err(|source| ConfigError::Policy { path: path.to_owned(), source })?;
+        self.policy.checked().map_err(|source| ConfigError::Policy { path: path.to_owned(), source })?;
         for (key, dir) in [("data_dir", &self.data_dir), ("shared_dir", &self.shared_dir)] {
             if !dir.is_absolute() {
                 return bad(key, "must be an absolute path");
