@@ -125,10 +125,10 @@ impl Count {
     /// From the closing line of cargo test (`test result: ok. 3 passed; 0 failed; 1 ignored; ...`) or of
     /// nextest (`Summary [ 0.5s] 19 tests run: 18 passed (1 slow), 1 failed, 0 skipped`).
     fn in_line(line: &str) -> Option<Self> {
-        let line = line.trim();
+        // nextest quotes what a failed test's own runner said, indented: that is counted in its summary.
         let figures = line
             .strip_prefix("test result: ")
-            .or_else(|| line.strip_prefix("Summary [").and_then(|rest| rest.split_once("run: ")).map(|(_, r)| r))?;
+            .or_else(|| line.trim().strip_prefix("Summary [").and_then(|rest| rest.split_once("run: ")).map(|(_, r)| r))?;
         let mut count = Self::default();
         let mut before = "";
         for word in figures.split([' ', ',', ';']).filter(|word| !word.is_empty()) {
@@ -168,6 +168,7 @@ mod tests {
 
     #[test]
     fn counts_are_read_from_cargo_test_and_from_nextest() {
+        assert_eq!(Count::in_line("    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured"), None);
         for (line, passed, failed, skipped) in [
             ("test result: ok. 19 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s", 19, 0, 1),
             ("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out", 1, 2, 0),
