@@ -14,7 +14,9 @@ use drover_model::load::{HostSample, VmSample};
 use drover_model::migration::MigrationRecord;
 use drover_model::plan::PlanRecord;
 use drover_model::policy::Policy;
-use drover_model::{CommandId, HostId, ImageId, MigrationId, PlanId, Revision, TenantId, TimeMs, TokenId, VmId};
+use drover_model::{
+    CommandId, HostId, ImageId, MigrationId, Millis, PlanId, Revision, TenantId, TimeMs, TokenId, VmId,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -260,6 +262,11 @@ pub enum Ask {
     },
     CancelMigration {
         id: MigrationId,
+    },
+    /// Measure how fast the guest writes to its memory, for this long. Changes nothing that is stored.
+    MeasureVm {
+        vm: VmId,
+        span: Millis,
     },
 
     /// Make a plan at once, whatever the loop's timing.

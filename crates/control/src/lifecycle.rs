@@ -323,6 +323,7 @@ fn ask(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId, command: Comm
 /// Takes in a refusal of what was asked here.
 pub fn answered(control: &mut Control, now: TimeMs, host: &HostId, answered: &Answered) {
     let Err(refusal) = &answered.answer else { return };
+    let Some(vm) = control.vm(answered.command.vm()).cloned() else { return };
     let verb = match &answered.command {
         Command::Run { .. } => "start",
         Command::Stop { .. } => "stop",
@@ -333,8 +334,12 @@ pub fn answered(control: &mut Control, now: TimeMs, host: &HostId, answered: &An
         | Command::MigrateOut { .. }
         | Command::CommitSwitchOver { .. }
         | Command::CancelMigration { .. } => return,
+        // The vm is no worse for it.
+        Command::MeasureDirtyRate { .. } => {
+            let text = format!("{host} could not measure how fast {} writes: {refusal}", vm.spec.name);
+            return vm_event(control, now, &vm, Severity::Warning, "vm-not-measured", text);
+        }
     };
-    let Some(vm) = control.vm(answered.command.vm()).cloned() else { return };
     let text = format!("{host} could not {verb} {}: {refusal}", vm.spec.name);
     trouble(control, now, &vm, Severity::Warning, "vm-trouble", text);
 }

@@ -24,7 +24,7 @@ pub struct HostLive {
     pub reported_at: Option<TimeMs>,
     /// When the last report was made, by the host's clock, on the server's: not when it arrived.
     pub made_at: Option<TimeMs>,
-    /// Vms about which a command was answered that no report shows yet.
+    /// Vms that a command was answered for which may have changed them, and that no report shows since.
     pub answered: BTreeSet<VmId>,
     pub heartbeat: Heartbeat,
     pub state: HostState,
@@ -133,9 +133,19 @@ impl Live {
         true
     }
 
-    /// Whether a command about this vm to this host is unanswered.
+    /// Whether a command that may change this vm on this host is unanswered.
     pub fn is_asked(&self, host: &HostId, vm: &VmId) -> bool {
-        self.pending.values().any(|pending| pending.host == *host && pending.command.vm() == vm)
+        self.asked(host, vm).any(|command| !command.only_looks())
+    }
+
+    /// Whether this host has yet to answer that it measures this vm.
+    pub fn is_asked_to_measure(&self, host: &HostId, vm: &VmId) -> bool {
+        self.asked(host, vm).any(|command| matches!(command, Command::MeasureDirtyRate { .. }))
+    }
+
+    fn asked<'a>(&'a self, host: &'a HostId, vm: &'a VmId) -> impl Iterator<Item = &'a Command> {
+        let to_host = self.pending.values().filter(move |pending| pending.host == *host);
+        to_host.map(|pending| &pending.command).filter(move |command| command.vm() == vm)
     }
 
     /// Whether what the host says of this vm may be older than what it was told about it.
@@ -196,7 +206,9 @@ impl Live {
             }
             AgentMessage::Answer { id, answer } => match self.pending.remove(id) {
                 Some(pending) => {
-                    self.host(host, now).answered.insert(pending.command.vm().clone());
+                    if !pending.command.only_looks() {
+                        self.host(host, now).answered.insert(pending.command.vm().clone());
+                    }
                     Heard::Answer(Box::new(Answered { command: pending.command, answer: answer.clone() }))
                 }
                 None => Heard::Stale,

@@ -3,9 +3,12 @@
 //! A refusal changes nothing. A tenant sees and changes its own things only; another tenant's are not found.
 
 use crate::interface::{Actor, Ask, Idempotency, ObjectKey, Refusal, RefusalKind, Reply, Request};
+use crate::live::Seen;
 use crate::{Control, access, lifecycle, migrate, planning, power};
+use drover_model::command::Command;
 use drover_model::event::Severity;
 use drover_model::intent::{Host, Image, JoinToken, PowerIntent, Role, RunIntent, Tenant, Vm, VmSpec};
+use drover_model::inventory::VmState;
 use drover_model::migration::MigrationRecord;
 use drover_model::plan::{PlanRecord, PlanState};
 use drover_model::policy::Policy;
@@ -127,7 +130,9 @@ fn object_of(ask: &Ask) -> Option<ObjectKey> {
         | Ask::UndrainHost { host }
         | Ask::PowerHost { host, .. } => key("host", host),
         Ask::RemoveImage { id } => key("image", id),
-        Ask::SetRun { vm, .. } | Ask::RemoveVm { vm } | Ask::MigrateVm { vm, .. } => key("vm", vm),
+        Ask::SetRun { vm, .. } | Ask::RemoveVm { vm } | Ask::MigrateVm { vm, .. } | Ask::MeasureVm { vm, .. } => {
+            key("vm", vm)
+        }
         Ask::CancelMigration { id } => key("migration", id),
         Ask::ApprovePlan { id } | Ask::RejectPlan { id } => key("plan", id),
         Ask::SetPolicy { .. } => key("policy", &"cluster"),
@@ -148,6 +153,7 @@ fn dispatch(control: &mut Control, now: TimeMs, actor: &Actor, ask: Ask) -> Resu
         Ask::CreateVm { id, spec } => create_vm(control, now, actor, id, spec),
         Ask::SetRun { vm, run } => set_run(control, now, actor, &vm, run),
         Ask::RemoveVm { vm } => remove_vm(control, now, actor, &vm),
+        Ask::MeasureVm { vm, span } => measure_vm(control, actor, &vm, span),
         ask => {
             if actor.role != Role::Operator {
                 return Err(Refusal::new(RefusalKind::Forbidden, "only an operator may do this".to_owned()));
@@ -177,7 +183,7 @@ fn as_operator(control: &mut Control, now: TimeMs, actor: &Actor, ask: Ask) -> R
         Ask::ApprovePlan { id } => planning::approve(control, now, id),
         Ask::RejectPlan { id } => planning::reject(control, now, id, by),
         Ask::SetPolicy { policy } => set_policy(control, now, *policy, by),
-        Ask::Join { .. } | Ask::CreateVm { .. } | Ask::SetRun { .. } | Ask::RemoveVm { .. } => {
+        Ask::Join { .. } | Ask::CreateVm { .. } | Ask::SetRun { .. } | Ask::RemoveVm { .. } | Ask::MeasureVm { .. } => {
             Err(Refusal::new(RefusalKind::Invalid, "this is not an operator's request".to_owned()))
         }
     }
@@ -380,12 +386,12 @@ fn set_run(control: &mut Control, now: TimeMs, actor: &Actor, id: &VmId, run: Ru
                     _ if control.live.is_unsure(host, id) => {
                         return Err(Refusal::unavailable(format!("{host} is busy with {name}: try again in a second")));
                     }
-                    crate::live::Seen::Unknown if control.live.state(host) != HostState::Asleep => {
+                    Seen::Unknown if control.live.state(host) != HostState::Asleep => {
                         return Err(Refusal::unavailable(format!(
                             "{host}, where {name} was, does not answer: try again later"
                         )));
                     }
-                    crate::live::Seen::There(seen) if seen.state.runs_guest() => {
+                    Seen::There(seen) if seen.state.runs_guest() => {
                         return Err(Refusal::conflict(format!(
                             "{name} is still stopping: start it when it has stopped"
                         )));
@@ -417,6 +423,33 @@ fn remove_vm(control: &mut Control, now: TimeMs, actor: &Actor, id: &VmId) -> Re
         control.lifecycle.reset(id);
         let text = format!("{} removes {}", actor.name, vm.spec.name);
         lifecycle::vm_event(control, now, &vm, Severity::Info, "vm-removing", text);
+    }
+    Ok(Reply::Vm(id.clone()))
+}
+
+fn measure_vm(control: &mut Control, actor: &Actor, id: &VmId, span: Millis) -> Result<Reply, Refusal> {
+    let vm = own_vm(control, actor, id)?;
+    let name = &vm.spec.name;
+    let (min, max) = (Command::MEASURE_SPAN_MIN, Command::MEASURE_SPAN_MAX);
+    if !(min..=max).contains(&span) {
+        let detail = format!("must lie between {} and {}", min.as_secs(), max.as_secs());
+        return Err(Refusal::invalid("seconds", detail));
+    }
+    if vm.migration.is_some() {
+        return Err(Refusal::conflict(format!("{name} is being moved: measure it once that is over")));
+    }
+    let not_running = || Refusal::conflict(format!("{name} is not running, and only a running vm can be measured"));
+    let host = vm.host.as_ref().filter(|_| vm.run == RunIntent::Running && !vm.deleting).ok_or_else(not_running)?;
+    match control.live.sees(host, id) {
+        Seen::There(seen) if seen.state == VmState::Running => {}
+        Seen::There(_) | Seen::Absent => return Err(not_running()),
+        Seen::Unknown => {
+            return Err(Refusal::unavailable(format!("{host}, where {name} runs, does not answer: try again later")));
+        }
+    }
+    let command = Command::MeasureDirtyRate { vm: id.clone(), generation: vm.generation, span };
+    if !control.live.is_asked_to_measure(host, id) && !control.live.send(host, command) {
+        return Err(Refusal::unavailable(format!("{host} has too much to do: try again in a second")));
     }
     Ok(Reply::Vm(id.clone()))
 }

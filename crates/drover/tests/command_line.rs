@@ -139,6 +139,7 @@ fn refusals_come_with_their_exit_codes_in_one_line() {
     let server = Server::start();
     server.ok("tenant create acme");
     server.refused("host show h9", 5, "h9");
+    server.refused("vm measure web-9 --seconds 1 --wait", 5, "web-9");
     server.refused("tenant create acme", 6, "acme");
     server.refused("tenant create No_Good", 1, "not a valid name");
     server.refused("policy set hot_abov=1", 1, "hot_abov");

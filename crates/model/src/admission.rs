@@ -48,7 +48,8 @@ pub fn admit(known: Option<Known<'_>>, command: &Command) -> Admission {
             Command::Stop { .. }
             | Command::MigrateOut { .. }
             | Command::CommitSwitchOver { .. }
-            | Command::TakeBack { .. } => Refuse(CommandRefusal::UnknownVm),
+            | Command::TakeBack { .. }
+            | Command::MeasureDirtyRate { .. } => Refuse(CommandRefusal::UnknownVm),
         };
     };
     if generation(command).is_some_and(|given| given < known.generation) {
@@ -63,6 +64,7 @@ pub fn admit(known: Option<Known<'_>>, command: &Command) -> Admission {
         Command::CommitSwitchOver { migration, .. } => admit_commit(known, *migration),
         Command::CancelMigration { migration, .. } => admit_cancel(known, *migration),
         Command::TakeBack { generation, migration, .. } => admit_take_back(known, *generation, *migration),
+        Command::MeasureDirtyRate { .. } => admit_measurement(known),
     }
 }
 
@@ -75,7 +77,8 @@ pub fn generation(command: &Command) -> Option<Generation> {
         | Command::PrepareIncoming { generation, .. }
         | Command::MigrateOut { generation, .. }
         | Command::CommitSwitchOver { generation, .. }
-        | Command::TakeBack { generation, .. } => Some(*generation),
+        | Command::TakeBack { generation, .. }
+        | Command::MeasureDirtyRate { generation, .. } => Some(*generation),
         Command::CancelMigration { .. } => None,
     }
 }
@@ -263,6 +266,21 @@ fn admit_take_back(known: Known<'_>, generation: Generation, migration: Migratio
     }
 }
 
+/// A guest that stands still for a while looks idle, so one that moves is not measured: its migration is, instead.
+fn admit_measurement(known: Known<'_>) -> Admission {
+    match known.state {
+        VmState::Running => Act,
+        VmState::Starting
+        | VmState::Stopping
+        | VmState::Stopped
+        | VmState::Failed { .. }
+        | VmState::Incoming { .. }
+        | VmState::IncomingFailed { .. }
+        | VmState::Outgoing { .. }
+        | VmState::HandedOver { .. } => wrong_state(known.state),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -331,6 +349,7 @@ mod tests {
                     },
                     "commit" => Command::CommitSwitchOver { vm, generation, migration },
                     "take-back" => Command::TakeBack { vm, generation, migration },
+                    "measure" => Command::MeasureDirtyRate { vm, generation, span: Millis::secs(2) },
                     other => panic!("no command {other}"),
                 }
             }
@@ -373,6 +392,7 @@ mod tests {
                 ("send 1", "unknown"),
                 ("commit 1", "unknown"),
                 ("take-back 1", "unknown"),
+                ("measure 1", "unknown"),
             ],
         );
     }
@@ -392,7 +412,7 @@ mod tests {
             "switching-over",
             "handed-over",
         ] {
-            for verb in ["run", "stop", "release", "purge", "receive", "send", "commit", "take-back"] {
+            for verb in ["run", "stop", "release", "purge", "receive", "send", "commit", "take-back", "measure"] {
                 check(Some(word), &[(&format!("{verb} 4"), "stale 5")]);
             }
         }
@@ -426,6 +446,25 @@ mod tests {
                 ("take-back 7", "act"),
             ],
         );
+    }
+
+    #[test]
+    fn only_a_running_guest_is_measured() {
+        check(Some("running"), &[("measure 5", "act"), ("measure 6", "act")]);
+        for word in [
+            "starting",
+            "stopping",
+            "stopped",
+            "failed",
+            "incoming",
+            "incoming-failed",
+            "pre-copy",
+            "at-switch-over",
+            "switching-over",
+            "handed-over",
+        ] {
+            check(Some(word), &[("measure 5", "state")]);
+        }
     }
 
     #[test]

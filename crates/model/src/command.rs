@@ -83,9 +83,21 @@ pub enum Command {
     CancelMigration { vm: VmId, migration: MigrationId },
     /// To the source past a commit whose destination is proven never to have run: run the guest here again, at this generation.
     TakeBack { vm: VmId, generation: Generation, migration: MigrationId },
+    /// Measure for `span` how fast the running guest writes to its memory; done once the measurement is under way. The
+    /// result stands in [`VmSample::dirty_rate`](crate::load::VmSample::dirty_rate). One under way answers this one, too.
+    MeasureDirtyRate {
+        vm: VmId,
+        generation: Generation,
+        /// [`Command::MEASURE_SPAN_MIN`] to [`Command::MEASURE_SPAN_MAX`], in whole seconds.
+        span: Millis,
+    },
 }
 
 impl Command {
+    /// What QEMU can measure a dirty rate for.
+    pub const MEASURE_SPAN_MIN: Millis = Millis::secs(1);
+    pub const MEASURE_SPAN_MAX: Millis = Millis::secs(60);
+
     pub fn vm(&self) -> &VmId {
         match self {
             Self::Run { run, .. } | Self::PrepareIncoming { run, .. } => &run.vm,
@@ -94,7 +106,23 @@ impl Command {
             | Self::MigrateOut { vm, .. }
             | Self::CommitSwitchOver { vm, .. }
             | Self::CancelMigration { vm, .. }
-            | Self::TakeBack { vm, .. } => vm,
+            | Self::TakeBack { vm, .. }
+            | Self::MeasureDirtyRate { vm, .. } => vm,
+        }
+    }
+
+    /// Whether the vm stays what it is: where it runs, and what its host says of it, does not depend on the outcome.
+    pub fn only_looks(&self) -> bool {
+        match self {
+            Self::MeasureDirtyRate { .. } => true,
+            Self::Run { .. }
+            | Self::Stop { .. }
+            | Self::Release { .. }
+            | Self::PrepareIncoming { .. }
+            | Self::MigrateOut { .. }
+            | Self::CommitSwitchOver { .. }
+            | Self::CancelMigration { .. }
+            | Self::TakeBack { .. } => false,
         }
     }
 }
@@ -106,7 +134,8 @@ pub struct MigrationTarget {
     pub port: u16,
 }
 
-/// An agent's answer to a command: taken and done (or, for [`Command::MigrateOut`], under way), or refused.
+/// An agent's answer to a command: taken and done (or, for [`Command::MigrateOut`] and
+/// [`Command::MeasureDirtyRate`], under way), or refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "outcome")]
 pub enum CommandOutcome {

@@ -1,6 +1,6 @@
 //! Measured load, once a second, in bounded windows. Never stored.
 
-use crate::{Bytes, CpuMillis, Ratio, TimeMs};
+use crate::{Bytes, CpuMillis, Millis, Ratio, TimeMs};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -33,8 +33,14 @@ pub struct VmSample {
     pub net_rx: Bytes,
     pub net_tx: Bytes,
     pub disk_latency_us: u64,
-    /// Bytes the guest writes per second, when it was asked for (it costs the guest something).
+    /// Bytes the guest writes per second, when it was asked for (it costs the guest something): what was measured last,
+    /// until it is [`VmSample::DIRTY_RATE_KEPT_MAX`] old or is measured anew.
     pub dirty_rate: Option<Bytes>,
+}
+
+impl VmSample {
+    /// A guest may do something else by then.
+    pub const DIRTY_RATE_KEPT_MAX: Millis = Millis::secs(60);
 }
 
 /// The last samples of one series, oldest first, at most [`Window::SAMPLES_MAX`].

@@ -167,7 +167,8 @@ impl Fleet {
             | Command::MigrateOut { .. }
             | Command::CommitSwitchOver { .. }
             | Command::CancelMigration { .. }
-            | Command::TakeBack { .. } => Ok(CommandOutcome::Done),
+            | Command::TakeBack { .. }
+            | Command::MeasureDirtyRate { .. } => Ok(CommandOutcome::Done),
         }
     }
 
@@ -208,6 +209,8 @@ impl Fleet {
             }
             Command::CancelMigration { vm, .. } => Some(self.cancel(around, host, vm)),
             Command::TakeBack { vm, generation, .. } => self.take_back(around, host, vm, *generation),
+            // Its guests write as fast as their demand says: there is nothing to measure.
+            Command::MeasureDirtyRate { .. } => Some(Ok(CommandOutcome::Done)),
         }
     }
 
@@ -588,5 +591,6 @@ fn word(command: &Command) -> String {
         Command::CommitSwitchOver { generation, migration, .. } => format!("commit {migration} at {generation}"),
         Command::CancelMigration { migration, .. } => format!("cancel {migration}"),
         Command::TakeBack { generation, migration, .. } => format!("take back {migration} at {generation}"),
+        Command::MeasureDirtyRate { span, .. } => format!("measure for {span}"),
     }
 }

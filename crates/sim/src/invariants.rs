@@ -393,7 +393,10 @@ impl Witness {
             | Command::MigrateOut { generation, .. }
             | Command::CommitSwitchOver { generation, .. }
             | Command::TakeBack { generation, .. } => *generation,
-            Command::Stop { .. } | Command::Release { .. } | Command::CancelMigration { .. } => return,
+            Command::Stop { .. }
+            | Command::Release { .. }
+            | Command::CancelMigration { .. }
+            | Command::MeasureDirtyRate { .. } => return,
         };
         match self.vms.get(command.vm()).map(|row| row.generation) {
             Some(newest) if generation < newest => {

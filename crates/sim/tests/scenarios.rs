@@ -1,6 +1,6 @@
 //! One thing at a time: the cluster of the simulator, with faults at chosen moments.
 
-use drover_control::interface::{Ask, Refusal, Reply};
+use drover_control::interface::{Ask, Refusal, RefusalKind, Reply};
 use drover_model::intent::{PowerIntent, RunIntent};
 use drover_model::inventory::Capacity;
 use drover_model::migration::MigrationPhase;
@@ -285,6 +285,49 @@ fn a_cancelled_migration_leaves_the_vm_where_it_was() {
     scene.settle();
     assert!(matches!(scene.phase(id), Some(MigrationPhase::Cancelled { .. })));
     assert!(runs_on(&scene.cluster, &vm, &host_id(0)));
+}
+
+#[test]
+fn only_a_vm_that_runs_and_stays_is_measured_and_nothing_is_stored_of_it() {
+    let mut scene = Scene::new(2);
+    let (from, to) = (host_id(0), host_id(1));
+    let vm = scene.free_vm(&from, 0.2);
+    let measure = |seconds| Ask::MeasureVm { vm: vm.clone(), span: Millis::secs(seconds) };
+    let refused = |scene: &mut Scene, seconds| scene.ask(measure(seconds)).unwrap_err();
+    for seconds in [0, 61] {
+        let refusal = refused(&mut scene, seconds);
+        assert_eq!((refusal.kind, refusal.field), (RefusalKind::Invalid, Some("seconds")), "{refusal}");
+    }
+    let nobody = Ask::MeasureVm { vm: "vm-nobody".parse().unwrap(), span: Millis::secs(1) };
+    assert_eq!(scene.ask(nobody).unwrap_err().kind, RefusalKind::NotFound);
+
+    let revision = |scene: &Scene| scene.cluster.control().unwrap().revision();
+    let before = revision(&scene);
+    for seconds in [1, 60, 2] {
+        assert_eq!(scene.ask(measure(seconds)), Ok(Reply::Vm(vm.clone())));
+    }
+    assert_eq!(revision(&scene), before);
+    let taken = |scene: &Scene| scene.cluster.trace().iter().filter(|line| line.contains("takes measure")).count();
+    scene.wait("the host is asked", |cluster| cluster.trace().iter().any(|line| line.contains("takes measure")));
+    assert_eq!(taken(&scene), 1, "what is not answered yet is not asked again");
+
+    let id = scene.migrate(&vm, &to);
+    let refusal = refused(&mut scene, 2);
+    assert!(refusal.kind == RefusalKind::Conflict && refusal.detail.contains("moved"), "{refusal}");
+    scene.wait("the move is over", |cluster| phase(cluster, id) == Some(MigrationPhase::Done));
+    scene.wait("it is seen there", |cluster| runs_on(cluster, &vm, &to));
+    assert_eq!(scene.ask(measure(2)), Ok(Reply::Vm(vm.clone())));
+
+    scene.cluster.kill_agent(&to, 60_000);
+    scene.wait("its host is silent", |cluster| !seen_running(cluster, &vm));
+    assert_eq!(refused(&mut scene, 2).kind, RefusalKind::Unavailable);
+    scene.wait("its host answers again", |cluster| seen_running(cluster, &vm));
+    scene.ask(Ask::SetRun { vm: vm.clone(), run: RunIntent::Stopped }).unwrap();
+    let refusal = refused(&mut scene, 2);
+    assert!(refusal.kind == RefusalKind::Conflict && refusal.detail.contains("not running"), "{refusal}");
+    scene.settle();
+    assert_eq!(refused(&mut scene, 2).kind, RefusalKind::Conflict);
+    assert!(!scene.told("vm-not-measured"));
 }
 
 #[test]

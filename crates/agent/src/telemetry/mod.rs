@@ -38,6 +38,8 @@ pub struct Measurable {
     pub subject: VmSubject,
     /// Given for vms with a disk only.
     pub disk: Option<Machine>,
+    /// Where it was asked for, and still stands.
+    pub dirty_rate: Option<Bytes>,
 }
 
 /// The newest load and when it was measured.
@@ -173,7 +175,7 @@ impl Sampler {
         self.meters.retain(|vm, meter| vms.iter().any(|one| one.vm == *vm && one.subject == *meter.subject()));
         let saturation = self.saturation.sample(now, &mut self.text);
         let mut samples = BTreeMap::new();
-        for Measurable { vm, subject, .. } in vms {
+        for Measurable { vm, subject, dirty_rate, .. } in vms {
             if !self.meters.contains_key(vm) {
                 match VmMeter::open(subject.clone(), self.config.page_size) {
                     Ok(meter) => self.meters.insert(vm.clone(), meter),
@@ -189,7 +191,7 @@ impl Sampler {
             let latency = self.disks.get(vm).map_or(0, |d| Disk::latency_us(d.recent_operations, d.recent_time));
             match meter.sample(now, &mut self.text, saturation, tap, latency) {
                 Ok(Some(sample)) => {
-                    samples.insert(vm.clone(), sample);
+                    samples.insert(vm.clone(), VmSample { dirty_rate: *dirty_rate, ..sample });
                 }
                 Ok(None) => {}
                 Err(_) => {
@@ -265,6 +267,7 @@ mod tests {
                 vm: vm.parse().unwrap(),
                 subject: VmSubject { pid, vcpu_threads: vec![pid], memory: Bytes::mib(1), tap: None },
                 disk: None,
+                dirty_rate: (vm == "vm-b").then_some(Bytes::MIB),
             })
             .into();
         let start = Instant::now();
@@ -272,6 +275,8 @@ mod tests {
         let load = sampler.sample(&vms, start + Duration::from_secs(1)).unwrap();
         assert_eq!(load.vms.len(), 2);
         assert_eq!(load.host.memory_used, Bytes::mib(2));
+        let dirty_rates: Vec<_> = load.vms.values().map(|vm| vm.dirty_rate).collect();
+        assert_eq!(dirty_rates, [None, Some(Bytes::MIB)], "what was asked for stands in that vm's sample");
         let gone = sampler.sample(&[], start + Duration::from_secs(2)).unwrap();
         assert_eq!((gone.vms.len(), gone.host.memory_used), (0, Bytes(0)));
     }

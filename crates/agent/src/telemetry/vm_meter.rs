@@ -84,6 +84,7 @@ impl VmMeter {
             net_rx,
             net_tx,
             disk_latency_us,
+            // Not to be read from the process: only QEMU can measure it.
             dirty_rate: None,
         }))
     }

@@ -101,6 +101,7 @@ impl VmTask {
         self.collect_last_events().await;
         self.last_verdict().await;
         self.driver = None;
+        self.forget_dirty_rate();
         self.process = None;
         self.attached = None;
         self.events = None;

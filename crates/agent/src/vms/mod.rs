@@ -10,6 +10,7 @@
 
 mod lifecycle;
 pub mod log;
+mod measure;
 mod migrate;
 mod process;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationUp
 use drover_model::inventory::VmInventory;
 use drover_model::{MigrationId, VmId};
 use drover_qemu::{Accel, Machine};
+use measure::DirtyRate;
 use record::{Record, RecordError, VmDir};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -64,6 +66,7 @@ struct Seen {
     /// `None` before the vm is known and after it is forgotten.
     inventory: Option<VmInventory>,
     process: Option<Attached>,
+    dirty_rate: Option<DirtyRate>,
     /// The last update that says more than progress, and when that was.
     last_update: Option<(Instant, Update)>,
 }
@@ -178,9 +181,11 @@ impl Supervisor {
 
     pub fn measurable(&self) -> Vec<Measurable> {
         let measurable = |(vm, handle): (&VmId, &VmHandle)| {
-            let attached = handle.seen.borrow().process.clone()?;
+            let seen = handle.seen.borrow();
+            let attached = seen.process.clone()?;
             let disk = attached.disk.then_some(attached.machine);
-            Some(Measurable { vm: vm.clone(), subject: attached.subject, disk })
+            let dirty_rate = seen.dirty_rate.and_then(|measured| measured.at(Instant::now()));
+            Some(Measurable { vm: vm.clone(), subject: attached.subject, disk, dirty_rate })
         };
         self.shared.vms().iter().filter_map(measurable).collect()
     }

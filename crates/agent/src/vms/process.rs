@@ -149,6 +149,7 @@ impl VmTask {
     /// Ends the process at once, if there is one, and whatever drove it.
     pub(super) async fn end_process(&mut self) -> Result<(), CommandRefusal> {
         self.driver = None;
+        self.forget_dirty_rate();
         self.attached = None;
         self.events = None;
         self.stop_by = None;

@@ -4,6 +4,7 @@
 //! deadline. What it then does is in [`super::lifecycle`], [`super::migrate`] and [`super::receive`].
 
 use super::log;
+use super::measure::{DirtyRate, MeasureError, Measuring};
 use super::migrate::{Deferred, Driver, DriverEvent};
 use super::record::{Record, VmDir};
 use super::{Answer, Attached, Host, Seen, Shared, Update};
@@ -43,6 +44,8 @@ pub(super) struct VmTask {
     pub(super) deferred: Vec<Deferred>,
     pub(super) handed_over: Option<HandedOver>,
     pub(super) last_update: Option<(Instant, Update)>,
+    pub(super) measuring: Option<Measuring>,
+    pub(super) dirty_rate: Option<DirtyRate>,
 }
 
 enum Wakeup {
@@ -53,6 +56,7 @@ enum Wakeup {
     StopDeadline,
     Attach,
     CheckLogs,
+    Measured(Result<u64, MeasureError>),
 }
 
 impl VmTask {
@@ -74,6 +78,8 @@ impl VmTask {
             deferred: Vec::new(),
             handed_over: None,
             last_update: None,
+            measuring: None,
+            dirty_rate: None,
         }
     }
 
@@ -99,6 +105,7 @@ impl VmTask {
                 () = ended(self.process.as_ref()) => Wakeup::ProcessEnded,
                 () = at(self.stop_by) => Wakeup::StopDeadline,
                 request = self.requests.recv() => Wakeup::Request(request),
+                rate = dirty_rate(&mut self.measuring) => Wakeup::Measured(rate),
                 _ = attach.tick(), if self.process.is_some() && self.attached.is_none() => Wakeup::Attach,
                 _ = check_logs.tick(), if self.process.is_some() => Wakeup::CheckLogs,
             };
@@ -111,6 +118,7 @@ impl VmTask {
                 Wakeup::StopDeadline => self.stop_deadline().await,
                 Wakeup::Attach => self.attach_again().await,
                 Wakeup::CheckLogs => self.shorten_logs(),
+                Wakeup::Measured(rate) => self.measured(rate),
             }
             self.publish();
             if self.known.is_none() && self.leave() {
@@ -175,6 +183,7 @@ impl VmTask {
             Command::CommitSwitchOver { .. } => self.commit_switch_over().await,
             Command::CancelMigration { .. } => return self.cancel_migration(reply).await,
             Command::TakeBack { generation, .. } => return self.take_back(generation, reply).await,
+            Command::MeasureDirtyRate { span, .. } => self.measure_dirty_rate(span),
         };
         if let Err(refusal) = &answer {
             tracing::warn!(vm = %self.vm, command = command_word, %refusal, "command failed");
@@ -189,6 +198,8 @@ impl VmTask {
         {
             tracing::info!(vm = %self.vm, from = state.word(), to = next.word(), "state");
             *state = next;
+            // The guest stands still, or soon will: it would look as if it wrote nothing.
+            self.measuring = None;
         }
     }
 
@@ -241,6 +252,7 @@ impl VmTask {
                 seen.process = self.attached.clone();
             }
             seen.last_update.clone_from(&self.last_update);
+            seen.dirty_rate = self.dirty_rate;
             let changed = seen.inventory != inventory;
             seen.inventory = inventory;
             changed
@@ -283,6 +295,7 @@ fn word(command: &Command) -> &'static str {
         Command::CommitSwitchOver { .. } => "commit-switch-over",
         Command::CancelMigration { .. } => "cancel-migration",
         Command::TakeBack { .. } => "take-back",
+        Command::MeasureDirtyRate { .. } => "measure-dirty-rate",
     }
 }
 
@@ -302,6 +315,13 @@ async fn next_event(
 async fn next_of_driver(driver: &mut Option<Driver>) -> DriverEvent {
     match driver {
         Some(driver) => driver.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn dirty_rate(measuring: &mut Option<Measuring>) -> Result<u64, MeasureError> {
+    match measuring {
+        Some(measuring) => measuring.rate().await,
         None => std::future::pending().await,
     }
 }

@@ -3,9 +3,9 @@
 use super::{ApiError, Client, limits};
 use crate::v1::{
     ClusterView, CreateImage, CreateJoinToken, CreateTenant, CreateToken, CreateVm, CreatedJoinToken, CreatedToken,
-    EventQuery, EventView, Explanation, Health, HostView, ImagePart, ImageView, List, MERGE_PATCH, MigrateVm,
-    MigrationView, PlanNow, PlanView, Policy, SetPower, StagedFile, TenantView, TokenView, VmListQuery, VmQuery,
-    VmView, Whoami,
+    EventQuery, EventView, Explanation, Health, HostView, ImagePart, ImageView, List, MERGE_PATCH, MeasureVm,
+    MigrateVm, MigrationView, PlanNow, PlanView, Policy, SetPower, StagedFile, TenantView, TokenView, VmListQuery,
+    VmQuery, VmView, Whoami,
 };
 use drover_model::{MigrationId, PlanId, Revision};
 use reqwest::Method;
@@ -197,6 +197,12 @@ impl Client {
     pub async fn migrate_vm(&self, vm: &str, query: &VmQuery, ask: &MigrateVm) -> Result<MigrationView, ApiError> {
         let query = [("tenant", query.tenant.as_deref())];
         self.change(Method::POST, &["v1", "vms", vm, "migrate"], &query, ask).await
+    }
+
+    /// The result is in the vm's load some time after the answer.
+    pub async fn measure_vm(&self, vm: &str, query: &VmQuery, ask: MeasureVm) -> Result<VmView, ApiError> {
+        let query = [("tenant", query.tenant.as_deref())];
+        self.change(Method::POST, &["v1", "vms", vm, "measure"], &query, &ask).await
     }
 }
 

@@ -39,6 +39,7 @@
 //! | `POST /v1/vms/{vm}/start` | [`VmQuery`] | 202 [`VmView`] | same |
 //! | `POST /v1/vms/{vm}/stop` | [`VmQuery`] | 202 [`VmView`] | same |
 //! | `POST /v1/vms/{vm}/migrate` | [`MigrateVm`], [`VmQuery`] | 202 [`MigrationView`] | operator |
+//! | `POST /v1/vms/{vm}/measure` | [`MeasureVm`], [`VmQuery`] | 202 [`VmView`]; its load has the result later | any token, own tenant's |
 //! | `GET /v1/vms/{vm}/console` | [`VmQuery`] | WebSocket, binary frames both ways, at most [`CONSOLE_FRAME_MAX`] bytes each | any token, own tenant's |
 //! | `GET /v1/plans` | | 200 [`List`]`<`[`PlanView`]`>`, newest first | operator |
 //! | `GET /v1/plans/{plan}` | | 200 [`PlanView`] | operator |
@@ -133,6 +134,7 @@ mod tests {
             refused::<CreateImage>(json!({"name": "a", "files": [], extra: 1})),
             refused::<CreateVm>(json!({"name": "a", "image": "i", "vcpus": 1, "memory_mib": 64, extra: 1})),
             refused::<MigrateVm>(json!({extra: 1})),
+            refused::<MeasureVm>(json!({extra: 1})),
             refused::<Policy>(json!({extra: 1})),
         ] {
             assert!(error.contains("unknown field `surprise`"), "{error}");
@@ -148,6 +150,12 @@ mod tests {
         assert_eq!(back, json!({"name": "web-1", "image": "tiny", "vcpus": 1, "memory_mib": 96}));
         let error = refused::<CreateVm>(json!({"name": "web-1", "image": "tiny", "memory_mib": 96}));
         assert!(error.contains("vcpus"), "{error}");
+    }
+
+    #[test]
+    fn a_measurement_takes_two_seconds_unless_said_otherwise() {
+        let seconds = |body| serde_json::from_value::<MeasureVm>(body).unwrap().seconds;
+        assert_eq!((seconds(json!({})), seconds(json!({"seconds": 5}))), (2, 5));
     }
 
     #[test]

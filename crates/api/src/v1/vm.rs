@@ -1,6 +1,7 @@
 //! Virtual servers.
 
 use super::schema;
+use drover_model::command::Command;
 use drover_model::intent::{Nic, RunIntent, Vm};
 use drover_model::load::VmSample;
 use drover_model::{Generation, GroupId, HostId, ImageId, MigrationId, NetworkId, Revision, TenantId, VmId, VmName};
@@ -34,7 +35,7 @@ pub struct VmView {
     /// What its owner asked for.
     #[schema(schema_with = schema::run_intent)]
     pub run: RunIntent,
-    /// What it does, in one word: `pending`, `starting`, `running`, `migrating`, `stopping`, `stopped`, `failed`, `deleting`, `unknown`, ...
+    /// What it does, in one word: `waiting` (for a host), `starting`, `running`, `migrating`, `stopping`, `stopped`, `failed`, `deleting`, `unknown`.
     pub phase: String,
     /// Where the phase needs a reason.
     pub why: Option<String>,
@@ -112,7 +113,7 @@ pub struct VmLoad {
     pub net_rx_bytes_s: u64,
     pub net_tx_bytes_s: u64,
     pub disk_latency_us: u64,
-    /// When it was asked for.
+    /// What the guest writes to its memory; `null` but for a minute after it was measured ([`MeasureVm`]).
     pub dirty_bytes_s: Option<u64>,
 }
 
@@ -198,4 +199,24 @@ pub struct MigrateVm {
     /// Left out: the planner chooses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+}
+
+/// Measure how fast the guest writes to its memory; the result is in [`VmLoad::dirty_bytes_s`] for a minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MeasureVm {
+    /// For how long.
+    #[schema(minimum = 1, maximum = 60, default = 2)]
+    pub seconds: u32,
+}
+
+impl MeasureVm {
+    pub const SECONDS_MIN: u32 = (Command::MEASURE_SPAN_MIN.0 / 1000) as u32;
+    pub const SECONDS_MAX: u32 = (Command::MEASURE_SPAN_MAX.0 / 1000) as u32;
+}
+
+impl Default for MeasureVm {
+    fn default() -> Self {
+        Self { seconds: 2 }
+    }
 }

@@ -144,6 +144,8 @@ fn every_verb_of_the_manual_parses() {
         "vm stop web-1",
         "vm rm web-1 --wait",
         "vm migrate web-1 --to h2 --wait --timeout 30s",
+        "vm measure web-1",
+        "vm measure acme/web-1 --seconds 60 --wait --timeout 90s",
         "vm console web-1",
         "image create tiny --kernel k --initrd i --cmdline quiet",
         "image create big --disk d",
@@ -201,6 +203,8 @@ fn what_makes_no_sense_is_bad_usage() {
         "explain nothing",
         "events --limit 0",
         "vm show a/b/c",
+        "vm measure web-1 --seconds 0",
+        "vm measure web-1 --seconds 61",
         "host ls --token secret",
         "server",
     ] {

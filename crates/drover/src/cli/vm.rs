@@ -7,7 +7,11 @@ use super::wait::{Look, Wait, until};
 use super::{Failure, console, migration, now_ms};
 use clap::{Args, Subcommand};
 use drover_api::client::{ApiError, Client};
-use drover_api::v1::{CreateVm, MigrateVm, VmListQuery, VmQuery, VmView};
+use drover_api::v1::{CreateVm, MeasureVm, MigrateVm, VmListQuery, VmQuery, VmView};
+use std::ops::RangeInclusive;
+
+/// What a vm can be measured for.
+const SECONDS: RangeInclusive<i64> = MeasureVm::SECONDS_MIN as i64..=MeasureVm::SECONDS_MAX as i64;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -52,6 +56,16 @@ pub enum Verb {
         /// Where to; the planner chooses when left out
         #[arg(long, value_name = "HOST")]
         to: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Measure how fast a running vm writes to its memory; `vm show` has the result for a minute
+    Measure {
+        vm: VmRef,
+        /// For how long, 1 to 60
+        #[arg(long, value_name = "N", default_value_t = MeasureVm::default().seconds,
+            value_parser = clap::value_parser!(u32).range(SECONDS))]
+        seconds: u32,
         #[command(flatten)]
         wait: Wait,
     },
@@ -149,6 +163,11 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             migration::emit(output, &view)?;
             if wait.wait { migration::outcome(&view) } else { Ok(()) }
         }
+        Verb::Measure { vm, seconds, wait } => {
+            let asked = client.measure_vm(&vm.vm, &vm.query, MeasureVm { seconds }).await?;
+            let view = if wait.wait { wait_for_dirty_rate(client, &wait, asked).await? } else { asked };
+            output.emit(&view, |vm| describe(vm, now_ms()))
+        }
         Verb::Console { vm } => console::run(client, &vm).await,
     }
 }
@@ -192,6 +211,36 @@ async fn wait_for_phase(client: &Client, wait: &Wait, vm: VmView, phase: &str) -
         if view.phase == "failed" { Err(Failure::Failed(now)) } else { Ok(Look::going(now)) }
     })
     .await
+}
+
+async fn wait_for_dirty_rate(client: &Client, wait: &Wait, asked: VmView) -> Result<VmView, Failure> {
+    let id = asked.id.as_str();
+    let look = format!("drover vm show {id}");
+    let mut last = dirty_bytes_s(&asked);
+    until(&wait.limit, &format!("measuring {}", asked.name), &look, async || {
+        let view = client.vm(id, &VmQuery::default()).await?;
+        if measured_anew(&mut last, dirty_bytes_s(&view)) {
+            return Ok(Look::Done(view));
+        }
+        if view.phase != "running" {
+            let now = format!("{} is {}: measure it again once it is running", view.name, view.phase);
+            return Err(Failure::Failed(now));
+        }
+        Ok(Look::going(format!("{} is being measured", view.name)))
+    })
+    .await
+}
+
+fn dirty_bytes_s(vm: &VmView) -> Option<u64> {
+    vm.load.and_then(|load| load.dirty_bytes_s)
+}
+
+/// Whether what is seen now is another measurement's than what was seen `last`: the older one is withdrawn when a
+/// measurement begins, and may still be seen for a moment.
+fn measured_anew(last: &mut Option<u64>, now: Option<u64>) -> bool {
+    let anew = now.is_some() && *last != now;
+    *last = now;
+    anew
 }
 
 async fn wait_until_gone(client: &Client, wait: &Wait, vm: &VmView) -> Result<(), Failure> {
@@ -262,6 +311,9 @@ fn describe(vm: &VmView, now_ms: u64) -> String {
         let (used, wanted) = (show::cores(load.cpu_used_millis), show::cores(load.cpu_wanted_millis));
         pairs.push(("cpu", format!("{used} cores used, {wanted} wanted")));
         pairs.push(("memory used", format!("{} MiB", load.memory_used_mib)));
+        if let Some(rate) = load.dirty_bytes_s {
+            pairs.push(("memory written", format!("{}/s, as measured in the last minute", show::bytes(rate))));
+        }
     }
     if let Some(migration) = vm.migration {
         pairs.push(("migrating", format!("`drover migration watch {migration}`")));
@@ -292,6 +344,27 @@ mod tests {
     #[test]
     fn one_vm_is_shown_whole() {
         insta::assert_snapshot!(describe(&vm_view("web-1"), 1_795_294_070_000));
+    }
+
+    #[test]
+    fn what_was_measured_is_shown_while_it_stands() {
+        let mut vm = vm_view("web-1");
+        assert!(!describe(&vm, 0).contains("memory written"));
+        vm.load.as_mut().unwrap().dirty_bytes_s = Some(5 << 20);
+        let shown = describe(&vm, 0);
+        assert!(shown.contains("memory written   5 MiB/s"), "{shown}");
+    }
+
+    #[test]
+    fn an_older_measurement_is_not_taken_for_the_new_one() {
+        let seen = |before: Option<u64>, looks: &[Option<u64>]| {
+            let mut last = before;
+            looks.iter().position(|now| measured_anew(&mut last, *now))
+        };
+        assert_eq!(seen(None, &[None, Some(7)]), Some(1));
+        assert_eq!(seen(Some(7), &[Some(7), None, None, Some(7)]), Some(3));
+        assert_eq!(seen(Some(7), &[Some(7), Some(8)]), Some(1));
+        assert_eq!(seen(Some(7), &[Some(7), Some(7)]), None);
     }
 
     #[test]

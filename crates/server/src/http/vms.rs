@@ -11,11 +11,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use drover_api::v1::{CreateVm, List, MigrateVm, MigrationView, VmListQuery, VmLoad, VmQuery, VmView};
+use drover_api::v1::{CreateVm, List, MeasureVm, MigrateVm, MigrationView, VmListQuery, VmLoad, VmQuery, VmView};
 use drover_control::Control;
 use drover_control::interface::{Actor, Ask, Reply};
 use drover_model::intent::{Nic, RunIntent, Vm, VmSpec};
-use drover_model::{Bytes, HostId, TenantId, VmId};
+use drover_model::{Bytes, HostId, Millis, TenantId, VmId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use utoipa_axum::router::OpenApiRouter;
@@ -28,6 +28,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(start_vm))
         .routes(routes!(stop_vm))
         .routes(routes!(migrate_vm))
+        .routes(routes!(measure_vm))
 }
 
 fn view(control: &Control, vm: &Vm) -> Option<VmView> {
@@ -186,6 +187,24 @@ async fn migrate_vm(
         Reply::Migration(id) => migrations::one(&api, id, None, StatusCode::ACCEPTED).await,
         _ => Err(gone("migration")),
     }
+}
+
+/// Measure how fast a running vm writes to its memory
+#[utoipa::path(post, path = "/v1/vms/{vm}/measure", tag = "vms", request_body = MeasureVm,
+    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    responses((status = 202, description = "It is being measured; `load.dirty_bytes_s` has the result", body = VmView)))]
+async fn measure_vm(
+    State(api): State<Api>,
+    Caller(actor): Caller,
+    conditions: Conditions,
+    At(reference): At<String>,
+    Params(query): Params<VmQuery>,
+    Body(MeasureVm { seconds }): Body<MeasureVm>,
+) -> Result<Response, Failure> {
+    let vm = find(&api, &actor, reference, query).await?;
+    let span = Millis::secs(u64::from(seconds));
+    api.shell.ask(conditions.change(actor, Ask::MeasureVm { vm: vm.clone(), span })).await?;
+    one(&api, vm, StatusCode::ACCEPTED).await
 }
 
 /// What is asked for, with every field checked. Whether it fits the cluster is the state machine's to say.

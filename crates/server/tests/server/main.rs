@@ -2,5 +2,6 @@
 
 mod api;
 mod joining;
+mod measure;
 mod store;
 mod support;

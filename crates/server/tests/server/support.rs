@@ -7,14 +7,14 @@ use drover_api::problem::Problem;
 use drover_api::v1::{CreateImage, CreateJoinToken, CreateTenant, CreateToken, CreateVm, ImagePart, RoleName};
 use drover_model::command::{Command, CommandOutcome};
 use drover_model::inventory::{Accelerator, Capacity, HostFacts, VmInventory, VmState};
-use drover_model::load::HostSample;
+use drover_model::load::{HostSample, VmSample};
 use drover_model::{Bytes, CpuMillis, HostId, Ratio, TimeMs, VmId};
 use drover_server::config::ServerConfig;
 use futures_util::{SinkExt as _, StreamExt as _};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -300,9 +300,13 @@ impl Drop for ObedientAgent {
     }
 }
 
-/// Runs, stops and releases vms in no time, and echoes on consoles.
+/// What every measurement finds.
+pub const DIRTY_RATE: Bytes = Bytes::mib(3);
+
+/// Runs, stops, releases and measures vms in no time, and echoes on consoles.
 async fn obey(mut link: AgentLink) {
     let mut vms: BTreeMap<VmId, VmInventory> = BTreeMap::new();
+    let mut measured: BTreeSet<VmId> = BTreeSet::new();
     let mut seq = 0;
     let mut every = tokio::time::interval(Duration::from_millis(200));
     loop {
@@ -311,7 +315,8 @@ async fn obey(mut link: AgentLink) {
             _ = every.tick() => {
                 seq += 1;
                 let at = drover_server::shell::now();
-                let load = Some(Load { host: idle(), vms: BTreeMap::new() });
+                let samples = measured.iter().map(|vm| (vm.clone(), idle_vm())).collect();
+                let load = Some(Load { host: idle(), vms: samples });
                 link.say(FromAgent::Report(report(seq, at, &vms, load))).await;
                 continue;
             }
@@ -319,7 +324,10 @@ async fn obey(mut link: AgentLink) {
         match heard {
             None => return,
             Some(ToAgent::Command { id, command }) => {
-                carry_out(&mut vms, command);
+                match command {
+                    Command::MeasureDirtyRate { vm, .. } => drop(measured.insert(vm)),
+                    command => carry_out(&mut vms, command),
+                }
                 link.say(FromAgent::Answer { id, answer: Ok(CommandOutcome::Done) }).await;
                 seq += 1;
                 link.say(FromAgent::Report(report(seq, drover_server::shell::now(), &vms, None))).await;
@@ -368,6 +376,18 @@ fn idle() -> HostSample {
         net_rx: Bytes(0),
         net_tx: Bytes(0),
         disk_latency_us: 0,
+    }
+}
+
+fn idle_vm() -> VmSample {
+    VmSample {
+        cpu_used: CpuMillis(10),
+        cpu_wanted: CpuMillis(10),
+        memory_used: Bytes::mib(30),
+        net_rx: Bytes(0),
+        net_tx: Bytes(0),
+        disk_latency_us: 0,
+        dirty_rate: Some(DIRTY_RATE),
     }
 }
 

@@ -362,6 +362,7 @@ impl Day<'_> {
                 pages: stats.pages,
                 page_errors: stats.errors.max(ticks.errors),
                 reboots: ticks.reboots,
+                heard_twice: ticks.twice,
                 longest_silence_ms: ticks.longest_gap_ms,
             });
         }
@@ -379,7 +380,7 @@ impl Day<'_> {
         Ok(Summary {
             hosts: hosts.collect(),
             memory_intact: lines.iter().all(|vm| vm.page_errors == 0 && vm.reboots == 0 && vm.pages > 0),
-            ran_twice: ticks.iter().filter(|(_, vm)| vm.twice > 0).map(|(name, _)| name.clone()).collect(),
+            ran_twice: lines.iter().filter(|vm| vm.heard_twice > 0).count(),
             vms: lines,
             phases,
             hotspot: self.hotspot,
