@@ -126,9 +126,9 @@ impl Count {
     /// nextest (`Summary [ 0.5s] 19 tests run: 18 passed (1 slow), 1 failed, 0 skipped`).
     fn in_line(line: &str) -> Option<Self> {
         // nextest quotes what a failed test's own runner said, indented: that is counted in its summary.
-        let figures = line
-            .strip_prefix("test result: ")
-            .or_else(|| line.trim().strip_prefix("Summary [").and_then(|rest| rest.split_once("run: ")).map(|(_, r)| r))?;
+        let figures = line.strip_prefix("test result: ").or_else(|| {
+            line.trim().strip_prefix("Summary [").and_then(|rest| rest.split_once("run: ")).map(|(_, r)| r)
+        })?;
         let mut count = Self::default();
         let mut before = "";
         for word in figures.split([' ', ',', ';']).filter(|word| !word.is_empty()) {
