@@ -16,6 +16,7 @@ use drover_model::policy::{KOfN, Mode, Policy};
 use drover_model::world::HostState;
 use drover_model::{HostId, Millis, Ratio};
 use futures_util::future::try_join_all;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Between two looks at the cluster.
@@ -29,21 +30,24 @@ mod load {
     /// A quiet morning: no host is hot, none is cold.
     pub const MORNING: u32 = 7;
     /// Of the vms on one host: together more than it has.
-    pub const HOT: [u32; 3] = [35, 20, 15];
+    pub const HOT: [u32; 3] = [32, 15, 12];
     pub const NIGHT: u32 = 0;
     /// Rising: at the third level two hosts are nearly filled by it, at the last they would be hot.
-    pub const RISING: [u32; 4] = [4, 7, 10, 13];
+    pub const RISING: [u32; 5] = [4, 7, 9, 11, 13];
     pub const EVENING: u32 = 7;
 }
-/// The guests' boot is over when no host wanted more than this for so long: longer than the evidence of its heat reaches back.
+/// The guests' boot is over when no host wanted more than this for so long: nearly as far as the forecast looks back, or it
+/// would take the boot for the guests' ways.
 const CALM_BELOW: f64 = 0.7;
 /// Nor does placement wait for a host that wants less than this.
 const BOOTED_BELOW: f64 = 0.5;
-const CALM_FOR: Duration = Duration::from_secs(6);
+const CALM_FOR: Duration = Duration::from_secs(24);
+/// Three seconds: one sample is noise.
+const LOOKS_TO_BE_SATURATED: usize = 12;
 /// Memory that every guest rewrites, in MiB a second.
 const DIRTY_MIB_S: u32 = 2;
 /// How long each level of the rising load lasts.
-const RISE_EVERY: Duration = Duration::from_secs(4);
+const RISE_EVERY: Duration = Duration::from_secs(6);
 
 /// Three hosts of half a core, so that a machine with two carries them and its own work.
 pub fn hosts() -> Vec<HostSize> {
@@ -265,6 +269,7 @@ impl Day<'_> {
         let mut next = Instant::now();
         let deadline = next + PART_MAX;
         let mut fullest: f64 = 0.0;
+        let mut recent = VecDeque::new();
         let woken = loop {
             if Instant::now() >= next
                 && let Some(level) = levels.next()
@@ -277,7 +282,13 @@ impl Day<'_> {
             if host.state != HostState::Asleep {
                 break self.now_s();
             }
-            fullest = fullest.max(wanted_of_pool(&look));
+            if recent.len() == LOOKS_TO_BE_SATURATED {
+                recent.pop_front();
+            }
+            recent.push_back(wanted_of_pool(&look));
+            if recent.len() == LOOKS_TO_BE_SATURATED {
+                fullest = fullest.max(recent.iter().sum::<f64>() / recent.len() as f64);
+            }
             ensure!(
                 fullest <= 1.0,
                 "the other hosts were saturated ({:.0} %) before {sleeping} was woken",
@@ -286,6 +297,10 @@ impl Day<'_> {
             ensure!(Instant::now() < deadline, "{sleeping} was not woken within {} s", PART_MAX.as_secs());
             tokio::time::sleep(LOOK_EVERY).await;
         };
+        // It goes on rising: what the others alone would not carry.
+        for level in levels {
+            self.load_all(*level).await?;
+        }
         let vms = self
             .wait_for("the woken host is used", |snapshot| {
                 let host = snapshot.hosts.iter().find(|host| host.id == sleeping)?;
