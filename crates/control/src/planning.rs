@@ -448,5 +448,6 @@ pub fn migrate_by_hand(
         return Err(Refusal::conflict(control.with_names(&text)));
     }
     let reason = format!("{by} asked for it");
-    migrate::begin(control, now, vm, &to, None, reason, Millis::ZERO).map(Reply::Migration)
+    let predicted = planner::moving_time(&world, vm).unwrap_or_default();
+    migrate::begin(control, now, vm, &to, None, reason, predicted).map(Reply::Migration)
 }

@@ -26,6 +26,6 @@ mod verify;
 pub use apply::apply;
 pub use checker::{Violation, check};
 pub use detect::detect;
-pub use place::{Placement, Refusal, objection, place};
+pub use place::{Placement, Refusal, moving_time, objection, place};
 pub use plan::plan;
 pub use verify::verify;
