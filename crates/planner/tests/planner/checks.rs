@@ -186,3 +186,19 @@ fn nothing_comes_to_or_leaves_a_host_that_can_not_take_part() {
     checked(&cluster("state=down"), &["a h1 h2"], &["h2 is Down when a is to come"]);
     checked(&cluster("state=suspect"), &["b h2 h1"], &["h2 is Suspect: nothing can be moved off it"]);
 }
+
+/// Moves by hand: hard rules hold, load is the person's own business.
+#[test]
+fn a_move_by_hand_is_bound_by_hard_rules_and_not_by_load() {
+    let world = parse(
+        "host h1 cpu=2 mem=8192\nhost h2 cpu=2 mem=2048\nhost h3 cpu=1 mem=8192\n\
+         vm a vcpus=2 mem=1024 on=h1 load=1.2 group=db\nvm b vcpus=1 mem=1024 on=h2 load=0.9 group=db\n\
+         vm c vcpus=1 mem=2048 on=h1 load=0.1\n",
+    );
+    let objection = |vm: &str, to: &str| {
+        drover_planner::objection(&world.world, &vm.parse().unwrap(), &to.parse().unwrap()).map(|why| why.to_string())
+    };
+    assert_eq!(objection("a", "h3"), None, "h3 would be asked for more than it has, and that is allowed");
+    assert!(objection("a", "h2").is_some_and(|why| why.contains("same anti-affinity group")));
+    assert!(objection("c", "h2").is_some_and(|why| why.contains("h2 would need 3.0 GiB and has 2.0 GiB")));
+}
