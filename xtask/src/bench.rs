@@ -5,21 +5,33 @@ use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::ExitCode;
 
-const PROGRAM: &str = "drover-bench";
-/// Known here, too, so that a wrong name is said before a build of minutes.
-const BENCHES: [&str; 1] = ["footprint"];
+/// Measures on a cluster of real parts.
+const CLUSTER: &str = "drover-bench";
+/// Computes from an input file, and needs nothing but its own build.
+const FIGURES: &str = "drover-figures";
+const FIGURES_PACKAGE: &str = "drover-benches";
+/// Each bench and the program that has it. Known here, too, so that a wrong name is said before a build of minutes.
+const BENCHES: [(&str, &str); 5] = [
+    ("footprint", CLUSTER),
+    ("migration", CLUSTER),
+    ("migration-faults", CLUSTER),
+    ("prediction", FIGURES),
+    ("schedule", FIGURES),
+];
 
 pub fn run(root: &Path, args: &[String]) -> Result<ExitCode> {
-    check(args)?;
-    release::become_program(root, PROGRAM, args)
+    match program(args)? {
+        FIGURES => release::become_lone_program(root, FIGURES_PACKAGE, FIGURES, args),
+        cluster => release::become_program(root, cluster, args),
+    }
 }
 
-fn check(args: &[String]) -> Result<()> {
-    let known = BENCHES.join(", ");
-    match args.first() {
-        None => bail!("name a bench: {known}"),
-        Some(name) if !BENCHES.contains(&name.as_str()) => bail!("{name:?} is not a bench; there is: {known}"),
-        Some(_) => Ok(()),
+fn program(args: &[String]) -> Result<&'static str> {
+    let known = BENCHES.map(|(name, _)| name).join(", ");
+    let Some(name) = args.first() else { bail!("name a bench: {known}") };
+    match BENCHES.iter().find(|(bench, _)| bench == name) {
+        Some((_, program)) => Ok(program),
+        None => bail!("{name:?} is not a bench; there is: {known}"),
     }
 }
 
@@ -29,10 +41,11 @@ mod tests {
 
     #[test]
     fn a_bench_that_is_not_there_is_said_before_anything_is_built() {
-        let checked = |args: &[&str]| check(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>());
-        assert!(checked(&["footprint", "--json", "f.json"]).is_ok());
-        assert_eq!(checked(&[]).unwrap_err().to_string(), "name a bench: footprint");
-        let error = checked(&["relief"]).unwrap_err().to_string();
-        assert_eq!(error, "\"relief\" is not a bench; there is: footprint");
+        let program = |args: &[&str]| program(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>());
+        assert_eq!(program(&["footprint", "--json", "f.json"]).unwrap(), CLUSTER);
+        assert_eq!(program(&["prediction"]).unwrap(), FIGURES);
+        assert!(program(&[]).unwrap_err().to_string().starts_with("name a bench: footprint, "));
+        let error = program(&["relief"]).unwrap_err().to_string();
+        assert!(error.starts_with("\"relief\" is not a bench; there is: footprint, "), "{error}");
     }
 }

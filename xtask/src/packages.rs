@@ -6,12 +6,13 @@ pub struct Needed {
     pub because: &'static str,
 }
 
-pub const NEEDED: [Needed; 7] = [
+pub const NEEDED: [Needed; 8] = [
     Needed { package: "qemu-system-x86", because: "runs the vms" },
     Needed { package: "qemu-utils", because: "makes their disks" },
     Needed { package: "linux-image-cloud-amd64", because: "the vms' kernel" },
     Needed { package: "busybox-static", because: "the vms' user space" },
     Needed { package: "iproute2", because: "makes the hosts' network namespaces" },
+    Needed { package: "nftables", because: "guards the vms' networks" },
     Needed { package: "gcc", because: "links the programs" },
     Needed { package: "libc6-dev", because: "links the programs, and the vms' program statically" },
 ];

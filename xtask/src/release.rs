@@ -15,6 +15,18 @@ pub fn become_program(root: &Path, program: &str, args: &[String]) -> Result<Exi
     println!("{program}: building");
     run::passed(run::cargo().current_dir(root).args(BUILD), "mend what the compiler says above")?;
     guest_image::build(root)?;
+    become_built(root, program, args)
+}
+
+/// The same for a program that needs no package of the system and no guest.
+pub fn become_lone_program(root: &Path, package: &str, program: &str, args: &[String]) -> Result<ExitCode> {
+    println!("{program}: building");
+    let build = ["build", "--release", "--locked", "-p", package];
+    run::passed(run::cargo().current_dir(root).args(build), "mend what the compiler says above")?;
+    become_built(root, program, args)
+}
+
+fn become_built(root: &Path, program: &str, args: &[String]) -> Result<ExitCode> {
     let problem = Command::new(root.join(PROGRAMS).join(program)).args(args).exec();
     Err(Error::new(problem)).context(format!("can't start {PROGRAMS}/{program}"))
 }

@@ -36,6 +36,9 @@ pub struct AgentConfig {
     /// Where this host receives vms. Default: the local address of the connection to the server.
     #[serde(default)]
     pub migration_address: Option<IpAddr>,
+    /// Where other hosts send this one's frames of overlay networks. Default: the migration address.
+    #[serde(default)]
+    pub overlay_address: Option<IpAddr>,
     /// Control group of this host's vms, below the root of each hierarchy.
     #[serde(default = "default_cgroup")]
     pub cgroup: String,
@@ -96,6 +99,8 @@ pub struct Limits {
     pub sample_every_ms: u64,
     /// Disk counters are asked of QEMU, which costs more than reading a file.
     pub disk_sample_every_ms: u64,
+    /// How often each running vm's dirty rate is measured; it stands for 60 s.
+    pub dirty_rate_every_ms: u64,
     /// One call of `ip`.
     pub tool_wait_max_ms: u64,
     /// How often a vm whose QEMU can't be reached over QMP is tried again.
@@ -133,6 +138,7 @@ impl Default for Limits {
             join_wait_max_ms: 10_000,
             sample_every_ms: 1_000,
             disk_sample_every_ms: 5_000,
+            dirty_rate_every_ms: 30_000,
             tool_wait_max_ms: 10_000,
             attach_every_ms: 1_000,
             update_repeat_max_ms: 600_000,
@@ -168,6 +174,7 @@ durations! {
     join_wait_max: join_wait_max_ms,
     sample_every: sample_every_ms,
     disk_sample_every: disk_sample_every_ms,
+    dirty_rate_every: dirty_rate_every_ms,
     tool_wait_max: tool_wait_max_ms,
     attach_every: attach_every_ms,
     update_repeat_max: update_repeat_max_ms,
@@ -271,6 +278,7 @@ impl Limits {
             ("join_wait_max_ms", self.join_wait_max_ms),
             ("sample_every_ms", self.sample_every_ms),
             ("disk_sample_every_ms", self.disk_sample_every_ms),
+            ("dirty_rate_every_ms", self.dirty_rate_every_ms),
             ("tool_wait_max_ms", self.tool_wait_max_ms),
             ("attach_every_ms", self.attach_every_ms),
             ("update_repeat_max_ms", self.update_repeat_max_ms),
@@ -363,6 +371,7 @@ mod tests {
             ("cgroup = \"../x\"", "cgroup"),
             ("cgroup = \"/x\"", "cgroup"),
             ("migration_address = \"nowhere\"", "migration_address"),
+            ("overlay_address = \"10.0.0.1/24\"", "overlay_address"),
             ("[capacity]\ncpu_millis = 5\nmemory_mib = 1024", "capacity.cpu_millis"),
             ("[capacity]\ncpu_millis = 500", "memory_mib"),
             ("[networks]\nlan = \"a-name-too-long-for-linux\"", "networks.lan"),

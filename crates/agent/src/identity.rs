@@ -6,6 +6,9 @@
 //!
 //! The CA is fetched without verification and trusted only because its SHA-256 is the token's. Everything after that
 //! goes over verified TLS. The key never leaves this host.
+//!
+//! QEMU shows the same certificate to other hosts' QEMUs when a vm moves: it finds it under the names it wants in
+//! [`tls_dir`], which is made to agree with the identity at each start.
 
 use crate::config::AgentConfig;
 use crate::vms::record::replace_file;
@@ -27,6 +30,15 @@ const CERTIFICATE: &str = "certificate.pem";
 const CA: &str = "ca.pem";
 /// Written last: without it nothing else counts.
 const JOINED: &str = "joined.json";
+
+/// What QEMU calls the files of a `tls-creds-x509` object, and whose content each has. One certificate serves both ends.
+const TLS_FILES: [(&str, &str); 5] = [
+    ("ca-cert.pem", CA),
+    ("server-cert.pem", CERTIFICATE),
+    ("server-key.pem", KEY),
+    ("client-cert.pem", CERTIFICATE),
+    ("client-key.pem", KEY),
+];
 
 /// A certificate is about 1 KiB, a problem document less.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -111,7 +123,11 @@ impl Identity {
         if !dir.join(JOINED).exists() {
             join(config, &dir).await?;
         }
-        Self::load(config, &dir)
+        let identity = Self::load(config, &dir)?;
+        let tls_dir = tls_dir(&config.state_dir);
+        let written = write_tls_files(&dir, &tls_dir);
+        written.map_err(|source| IdentityError::Store { path: tls_dir, source })?;
+        Ok(identity)
     }
 
     fn load(config: &AgentConfig, dir: &Path) -> Result<Self, IdentityError> {
@@ -142,6 +158,28 @@ impl Identity {
         let (server_host, server_name) = server_name(&config.server)?;
         Ok(Self { tls: Arc::new(tls), server_host, server_name, agent_port: joined.agent_port })
     }
+}
+
+/// Where QEMU finds this host's certificate and key.
+pub fn tls_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("tls")
+}
+
+/// Makes QEMU's files what the identity's are. Those that are so already are left alone.
+pub fn write_tls_files(identity: &Path, tls_dir: &Path) -> io::Result<()> {
+    make_private_dir(tls_dir)?;
+    for (name, source) in TLS_FILES {
+        let content = std::fs::read(identity.join(source))?;
+        if std::fs::read(tls_dir.join(name)).ok().as_ref() != Some(&content) {
+            replace_file(tls_dir, name, &format!("{name}.tmp"), &content, 0o600)?;
+        }
+    }
+    Ok(())
+}
+
+fn make_private_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if dir.is_dir() { Ok(()) } else { std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) }
 }
 
 fn server_name(server: &str) -> Result<(String, ServerName<'static>), IdentityError> {
@@ -255,10 +293,7 @@ async fn read_answer(
 }
 
 fn store(dir: &Path, host: &HostId, key: &KeyPair, ca_pem: &str, response: &JoinResponse) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    if !dir.is_dir() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    }
+    make_private_dir(dir)?;
     let write = |name: &str, content: &[u8]| replace_file(dir, name, &format!("{name}.tmp"), content, 0o600);
     write(KEY, key.serialize_pem().as_bytes())?;
     write(CERTIFICATE, response.certificate_pem.as_bytes())?;
@@ -275,6 +310,17 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// An identity as joining leaves it, with QEMU's files.
+#[cfg(test)]
+pub fn keep(state_dir: &Path, key_pem: &str, certificate_pem: &str, ca_pem: &str) {
+    let dir = state_dir.join("identity");
+    make_private_dir(&dir).unwrap();
+    for (name, content) in [(KEY, key_pem), (CERTIFICATE, certificate_pem), (CA, ca_pem)] {
+        std::fs::write(dir.join(name), content).unwrap();
+    }
+    write_tls_files(&dir, &tls_dir(state_dir)).unwrap();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,6 +334,27 @@ mod tests {
         ] {
             assert_eq!(server_name(server).unwrap().0, host);
         }
+    }
+
+    #[test]
+    fn qemu_finds_the_identity_under_its_own_names_and_follows_a_change() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (identity, tls) = (dir.path().join("identity"), tls_dir(dir.path()));
+        make_private_dir(&identity).unwrap();
+        for key in ["first", "second"] {
+            for (name, content) in [(CA, "ca"), (CERTIFICATE, "certificate"), (KEY, key)] {
+                std::fs::write(identity.join(name), content).unwrap();
+            }
+            write_tls_files(&identity, &tls).unwrap();
+            let read = |name: &str| std::fs::read_to_string(tls.join(name)).unwrap();
+            assert_eq!((read("ca-cert.pem").as_str(), read("server-cert.pem").as_str()), ("ca", "certificate"));
+            assert_eq!((read("server-key.pem").as_str(), read("client-key.pem").as_str()), (key, key));
+        }
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&tls), mode(&tls.join("server-key.pem"))), (0o700, 0o600));
+        std::fs::remove_file(identity.join(KEY)).unwrap();
+        assert!(write_tls_files(&identity, &tls).is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::error_chain::chain;
 use crate::identity::Identity;
 use crate::telemetry::Newest;
 use crate::vms::{Answer, Supervisor, Update};
-use drover_api::agent::{FRAME_MAX, FromAgent, Hello, PATH, PROTOCOL_VERSION, Report, ToAgent, Welcome};
+use drover_api::agent::{FromAgent, Hello, PATH, PROTOCOL_VERSION, Report, TO_AGENT_FRAME_MAX, ToAgent, Welcome};
 use drover_model::command::CommandRefusal;
 use drover_model::inventory::HostFacts;
 use drover_model::{CommandId, HostId, TimeMs};
@@ -111,12 +111,14 @@ impl Link {
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
             host: self.host.clone(),
-            facts: self.facts.clone(),
+            // Learned with the connection, where it is not configured.
+            facts: HostFacts { overlay_address: self.supervisor.host().overlay_address(), ..self.facts.clone() },
             vms: self.supervisor.inventory(),
         };
         send(&mut sink, &FromAgent::Hello(hello)).await?;
         let welcome = timeout(wait_max, welcome(&mut stream)).await.map_err(late)??;
         backoff.connected();
+        self.supervisor.host().net.connected();
         note_clock(welcome.now, now_ms());
         tracing::info!(server = self.identity.server_host, "connected");
         Serving::new(self, welcome, changes, updates).run(&mut sink, &mut stream).await
@@ -141,8 +143,8 @@ impl Link {
         };
         let url = format!("wss://{authority}:{agent_port}{PATH}");
         let config = WebSocketConfig::default()
-            .max_message_size(Some(FRAME_MAX))
-            .max_frame_size(Some(FRAME_MAX))
+            .max_message_size(Some(TO_AGENT_FRAME_MAX))
+            .max_frame_size(Some(TO_AGENT_FRAME_MAX))
             .read_buffer_size(16 << 10)
             .write_buffer_size(16 << 10);
         let (socket, _) = client_async_with_config(url, stream, Some(config)).await?;
@@ -169,7 +171,8 @@ async fn welcome(stream: &mut (impl Stream<Item = Result<Message, WsError>> + Un
                 ToAgent::Command { .. }
                 | ToAgent::ConsoleOpen { .. }
                 | ToAgent::ConsoleInput { .. }
-                | ToAgent::ConsoleClose { .. },
+                | ToAgent::ConsoleClose { .. }
+                | ToAgent::Network { .. },
             )
             | None => {}
         }
@@ -277,7 +280,7 @@ impl<'a> Serving<'a> {
     fn take(&mut self, message: ToAgent) -> Result<(), LinkError> {
         match message {
             ToAgent::Command { id, command } => {
-                self.answer_when_done(id, self.link.supervisor.command(command));
+                self.answer_when_done(id, self.link.supervisor.command(*command));
             }
             ToAgent::ConsoleOpen { session, vm } => {
                 let dir = self.link.supervisor.running_dir(&vm);
@@ -286,6 +289,10 @@ impl<'a> Serving<'a> {
             ToAgent::ConsoleInput { session, data } => self.consoles.input(session, data),
             ToAgent::ConsoleClose { session } => self.consoles.close(session),
             ToAgent::Refused { why } => return Err(LinkError::Refused { why }),
+            ToAgent::Network { network } => {
+                let host = self.link.supervisor.host();
+                host.net.tell(network, host.overlay_address());
+            }
             ToAgent::Welcome(_) => {}
         }
         Ok(())
@@ -311,7 +318,9 @@ impl<'a> Serving<'a> {
         // Each sample is reported once.
         let fresh = with_load && self.load.has_changed().unwrap_or(false);
         let load = if fresh { self.load.borrow_and_update().clone().map(|(_, load)| load) } else { None };
-        FromAgent::Report(Report { seq: self.reports_sent, at: now_ms(), vms: self.link.supervisor.inventory(), load })
+        let (network, network_error) = self.link.supervisor.host().net.applied();
+        let (seq, at, vms) = (self.reports_sent, now_ms(), self.link.supervisor.inventory());
+        FromAgent::Report(Report { seq, at, vms, load, network, network_error })
     }
 }
 

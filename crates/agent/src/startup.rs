@@ -2,15 +2,17 @@
 
 use crate::cgroup::{CgroupError, Hierarchy, HostGroup};
 use crate::config::AgentConfig;
-use crate::net::Net;
+use crate::error_chain::chain;
+use crate::net::{Net, NetConfig, NetError};
 use crate::tool::{Tool, ToolError};
 use crate::vms::Host;
-use drover_model::inventory::{Accelerator, Capacity, HostFacts};
+use drover_model::inventory::{Accelerator, Capacity, HostFacts, MigrationFeature};
 use drover_model::{Bytes, CpuMillis};
 use drover_qemu::Accel;
 use drover_qemu::command_line::overhead_mib;
-use drover_qemu::probe::probe_accelerator;
+use drover_qemu::probe::{Abilities, abilities, probe_accelerator};
 use drover_qemu::process::QEMU_PACKAGE;
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,6 +47,8 @@ pub enum StartupError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Tool(#[from] ToolError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error(
         "{program} says it is {said:?}, not QEMU: correct `qemu` in the configuration, or install the Debian package {QEMU_PACKAGE}"
     )]
@@ -77,7 +81,12 @@ pub async fn check(config: AgentConfig) -> Result<Checked, StartupError> {
         return Err(StartupError::SharedDir(config.shared_dir));
     }
     let qemu_version = qemu_version(&config).await?;
-    let net = Net::new(config.limits.tool_wait_max());
+    let net = Net::open(NetConfig {
+        state_file: config.state_dir.join("network.json"),
+        providers: config.networks.clone(),
+        wait_max: config.limits.tool_wait_max(),
+    })
+    .await?;
     for (network, bridge) in &config.networks {
         if !net.is_bridge(bridge).await {
             return Err(StartupError::NoBridge { network: network.to_string(), bridge: bridge.clone() });
@@ -85,6 +94,11 @@ pub async fn check(config: AgentConfig) -> Result<Checked, StartupError> {
     }
     let (accel, accelerator_why) = probe_accelerator().await;
     tracing::info!(%accel, why = accelerator_why, qemu = qemu_version, "accelerator");
+    // A host that can't say what it can do still runs vms, and is moved from and to as the plainest would be.
+    let abilities = abilities().await.unwrap_or_else(|error| {
+        tracing::warn!(error = chain(&error), "can't find out which ways to migrate work here");
+        Abilities::default()
+    });
     let capacity = match config.capacity {
         Some(capacity) => capacity.capacity(),
         None => whole_machine()?,
@@ -108,6 +122,14 @@ pub async fn check(config: AgentConfig) -> Result<Checked, StartupError> {
         cpu_model: cpu_model(&proc_text(CPUINFO)?),
         capacity,
         networks: config.networks.keys().cloned().collect(),
+        // Said anew at each connection, which it may be learned from.
+        overlay_address: config.overlay_address.or(config.migration_address),
+        migration_features: migration_features(&abilities),
+        machine_types: abilities.machine_types,
+        cpu_features: match accel {
+            Accel::Kvm => cpu_features(&proc_text(CPUINFO)?),
+            Accel::Tcg => BTreeSet::new(),
+        },
         boot_id: proc_text("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
         // A new one at each reading.
         agent_run: proc_text("/proc/sys/kernel/random/uuid")?.trim().to_owned(),
@@ -182,6 +204,22 @@ fn cpu_model(cpuinfo: &str) -> String {
     named.map_or_else(|| "unknown".to_owned(), |(_, model)| model.trim().to_owned())
 }
 
+/// Of the first processor: those of one machine are alike. The guest sees what the host does (`-cpu host`).
+fn cpu_features(cpuinfo: &str) -> BTreeSet<String> {
+    let flags = cpuinfo.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == "flags");
+    flags.map_or_else(BTreeSet::new, |(_, flags)| flags.split_whitespace().map(str::to_owned).collect())
+}
+
+fn migration_features(abilities: &Abilities) -> BTreeSet<MigrationFeature> {
+    let features = [
+        (abilities.post_copy, MigrationFeature::PostCopy),
+        (abilities.multifd, MigrationFeature::Multifd),
+        (abilities.multifd_zstd, MigrationFeature::MultifdZstd),
+        (abilities.tls, MigrationFeature::Tls),
+    ];
+    features.into_iter().filter_map(|(able, feature)| able.then_some(feature)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,6 +263,8 @@ mod tests {
         assert_eq!(page_size("00400000-00401000 r-xp\nSize: 4 kB\nKernelPageSize:        4 kB\n"), Some(4096));
         assert_eq!(cpu_model("processor\t: 0\nmodel name\t: Fast One\n"), "Fast One");
         assert_eq!(cpu_model(""), "unknown");
+        let flags = "processor: 0\nflags\t\t: fpu sse2\nvmx flags: x\nprocessor: 1\nflags\t\t: fpu\n";
+        assert_eq!(cpu_features(flags).into_iter().collect::<Vec<_>>(), ["fpu", "sse2"]);
         assert_eq!(version_in("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)"), Some("7.2.22"));
         assert_eq!(version_in("sleep (GNU coreutils) 9.1"), None);
         assert_eq!(page_size(&proc_text(SMAPS).unwrap()), Some(4096));

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::process::Stdio;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 #[derive(Debug, thiserror::Error)]
@@ -32,20 +33,36 @@ pub struct Tool<'a> {
 impl Tool<'_> {
     /// Runs it to its end and gives its output. On failure the error has what it said.
     pub async fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<Vec<u8>, ToolError> {
+        self.run_with(arguments, "").await
+    }
+
+    /// The same, with something to read.
+    pub async fn run_with<S: AsRef<OsStr>>(&self, arguments: &[S], input: &str) -> Result<Vec<u8>, ToolError> {
         let line = || {
             let words = arguments.iter().map(|word| word.as_ref().to_string_lossy());
             std::iter::once(self.program.into()).chain(words).collect::<Vec<_>>().join(" ")
         };
         let missing = |source| ToolError::Missing { program: self.program.to_owned(), package: self.package, source };
-        let child = Command::new(self.program)
+        let mut child = Command::new(self.program)
             .args(arguments)
-            .stdin(Stdio::null())
+            .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .map_err(missing)?;
-        let output = tokio::time::timeout(self.wait_max, child.wait_with_output())
+        let stdin = child.stdin.take();
+        let work = async {
+            let feed = async {
+                if let Some(mut stdin) = stdin {
+                    // One that stops reading says why at its end.
+                    let _ = stdin.write_all(input.as_bytes()).await;
+                }
+            };
+            let (output, ()) = tokio::join!(child.wait_with_output(), feed);
+            output
+        };
+        let output = tokio::time::timeout(self.wait_max, work)
             .await
             .map_err(|_| ToolError::Timeout { line: line(), wait_max: self.wait_max })?
             .map_err(missing)?;

@@ -6,23 +6,27 @@
 //! sends a [`FromAgent::Report`] at least every [`Welcome::report_every`], and at once when a vm changes
 //! state, so that a lost frame costs a second and never the truth.
 //!
-//! Frames are bounded by [`FRAME_MAX`]; a longer one ends the connection.
+//! Frames are bounded by [`FRAME_MAX`] and [`TO_AGENT_FRAME_MAX`]; a longer one ends the connection.
 
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationUpdate};
 use drover_model::inventory::{HostFacts, VmInventory};
 use drover_model::load::{HostSample, VmSample};
+use drover_model::network::HostNetwork;
 use drover_model::{CommandId, HostId, MigrationId, Millis, TimeMs, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Raised when the two sides would no longer understand each other. Both refuse another one by name.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Path of the WebSocket on the server's agent port.
 pub const PATH: &str = "/agent/v1";
 
-/// Longest frame either side accepts.
+/// Longest frame the server accepts.
 pub const FRAME_MAX: usize = 1 << 20;
+
+/// Longest frame an agent accepts: a host's networks are told whole.
+pub const TO_AGENT_FRAME_MAX: usize = 16 << 20;
 
 /// Console bytes in one frame at most, before base64.
 pub const CONSOLE_CHUNK_MAX: usize = 16 << 10;
@@ -63,7 +67,12 @@ pub enum ToAgent {
     },
     Command {
         id: CommandId,
-        command: Command,
+        command: Box<Command>,
+    },
+    /// Replaces all that the host was told of networks before. Stands, or has failed, before a command that came after it
+    /// makes a vm start or arrive; not answered, the reports say what stands.
+    Network {
+        network: HostNetwork,
     },
     /// Attach to a vm's serial console. One session per vm; a new one takes over.
     ConsoleOpen {
@@ -104,6 +113,12 @@ pub struct Report {
     pub at: TimeMs,
     pub vms: Vec<VmInventory>,
     pub load: Option<Load>,
+    /// Generation of the newest [`HostNetwork`] that stands; 0: none.
+    #[serde(default)]
+    pub network: u64,
+    /// Why a newer one could not be set up.
+    #[serde(default)]
+    pub network_error: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -30,6 +30,12 @@ pub fn remove_tenant(control: &mut Control, now: TimeMs, id: &TenantId) -> Resul
     if vms > 0 {
         return Err(Refusal::conflict(format!("{id} still has {vms} vms: remove them first")));
     }
+    let networks = control.networks().filter(|network| network.tenant == *id).count();
+    let groups = control.security_groups().filter(|group| group.tenant == *id).count();
+    if networks + groups > 0 {
+        let detail = format!("{id} still has {networks} networks and {groups} security groups: remove them first");
+        return Err(Refusal::conflict(detail));
+    }
     let speaks_for = |token: &&ApiToken| matches!(&token.role, Role::Tenant { tenant } if tenant == id);
     let tokens: Vec<TokenId> = control.api_tokens().filter(speaks_for).map(|token| token.id.clone()).collect();
     for token in tokens {
@@ -126,6 +132,7 @@ pub fn join(
             power: PowerIntent::On,
             capacity: None,
             networks: Default::default(),
+            overlay_address: None,
             boot_time: None,
         });
     }

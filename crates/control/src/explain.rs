@@ -45,7 +45,7 @@ impl Control {
                     None => (None, id),
                 };
                 let vm = self.find_vm(name, actor, tenant.as_ref())?;
-                Ok(self.explain_vm(object, self.require::<Vm>(&vm, "vm")?, actor))
+                Ok(self.explain_vm(object, self.require::<Vm>(&vm, "vm")?, actor, now))
             }
             "host" => {
                 let id: HostId = id.parse().map_err(|_| unknown())?;
@@ -135,7 +135,7 @@ impl Control {
         }
     }
 
-    fn explain_vm(&self, object: &str, vm: &Vm, actor: &Actor) -> Explanation {
+    fn explain_vm(&self, object: &str, vm: &Vm, actor: &Actor, now: TimeMs) -> Explanation {
         let status = self.vm_status(&vm.id);
         let name = &vm.spec.name;
         let place = vm.host.as_ref().map_or_else(|| "nowhere yet".to_owned(), |host| format!("on {host}"));
@@ -153,6 +153,7 @@ impl Control {
                 self.tables.events.iter().rev().find(|e| e.kind == "vm-placed" && e.object == format!("vm/{}", vm.id));
             because.extend(placed.map(|event| event.text.clone()));
         }
+        because.extend(self.cools_down(&vm.id, now).map(|why| format!("the planner does not move it, because {why}")));
         if !vm.spec.pinned_to.is_empty() {
             let hosts: Vec<&str> = vm.spec.pinned_to.iter().map(HostId::as_str).collect();
             because.push(format!("it is pinned to {}", hosts.join(", ")));
@@ -195,6 +196,7 @@ impl Control {
         let mut because = Vec::new();
         if host.maintenance {
             because.push("it is drained for maintenance: its vms leave and none come".to_owned());
+            because.extend(self.evacuation(&host.id).map(|evacuation| evacuation.say(now)));
         }
         if let Some(finding) = self.findings().and_then(|findings| findings.hosts.get(&host.id)) {
             let heat = match finding.heat {
@@ -288,12 +290,19 @@ impl Control {
                 report.transferred,
                 report.rounds
             ),
-            (MigrationPhase::Failed { why } | MigrationPhase::TakenBack { why }, _) => why.clone(),
+            (
+                MigrationPhase::Failed { why } | MigrationPhase::TakenBack { why } | MigrationPhase::Restarted { why },
+                _,
+            ) => why.clone(),
             (MigrationPhase::Cancelled { by }, _) => format!("cancelled by {by}"),
-            (phase, _) => phase.word().to_owned(),
+            (phase, _) => match self.migration_outlook(record.id).and_then(|outlook| outlook.waits_for.as_ref()) {
+                Some(why) => format!("{}, because {why}", phase.word()),
+                None => phase.word().to_owned(),
+            },
         };
+        let by = record.strategy.method.word();
         format!(
-            "migration {}: {} from {} to {}, because {}: {outcome}",
+            "migration {}: {} from {} to {} by {by}, because {}: {outcome}",
             record.id,
             self.name(&record.vm),
             record.from,

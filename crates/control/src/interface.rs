@@ -11,14 +11,17 @@ use drover_model::event::Event;
 use drover_model::intent::{ApiToken, Host, Image, JoinToken, Role, RunIntent, Tenant, Vm, VmSpec};
 use drover_model::inventory::{HostFacts, VmInventory};
 use drover_model::load::{HostSample, VmSample};
-use drover_model::migration::MigrationRecord;
+use drover_model::migration::{Method, MigrationRecord, Priority};
+use drover_model::network::{HostNetwork, Network, Port, SecurityGroup, SecurityRule, Subnet};
 use drover_model::plan::PlanRecord;
 use drover_model::policy::Policy;
 use drover_model::{
-    CommandId, HostId, ImageId, MigrationId, Millis, PlanId, Revision, TenantId, TimeMs, TokenId, VmId,
+    CommandId, HostId, ImageId, MigrationId, Millis, NetworkId, NetworkName, PlanId, PortId, Revision, SecurityGroupId,
+    TenantId, TimeMs, TokenId, VmId,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 /// One agent connection; grows with each. Messages of an older one are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,11 +51,35 @@ pub enum Input {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum AgentMessage {
-    Connected { facts: HostFacts, vms: Vec<VmInventory> },
-    Report { at: TimeMs, vms: Vec<VmInventory>, load: Option<(HostSample, BTreeMap<VmId, VmSample>)> },
-    Answer { id: CommandId, answer: Result<CommandOutcome, CommandRefusal> },
-    Migration { vm: VmId, migration: MigrationId, update: MigrationUpdate },
+    Connected {
+        facts: HostFacts,
+        vms: Vec<VmInventory>,
+    },
+    Report {
+        at: TimeMs,
+        vms: Vec<VmInventory>,
+        load: Option<(HostSample, BTreeMap<VmId, VmSample>)>,
+        network: NetworkReport,
+    },
+    Answer {
+        id: CommandId,
+        answer: Result<CommandOutcome, CommandRefusal>,
+    },
+    Migration {
+        vm: VmId,
+        migration: MigrationId,
+        update: MigrationUpdate,
+    },
     Disconnected,
+}
+
+/// How far a host has got with [`Effect::Network`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkReport {
+    /// Of the newest [`HostNetwork`] that stands there; 0: none since its agent started.
+    pub generation: u64,
+    /// Why a newer one could not be set up.
+    pub error: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,6 +103,12 @@ pub enum Effect {
         connection: ConnectionId,
         id: CommandId,
         command: Command,
+    },
+    /// Replaces all that the host was told of networks before. Not answered: its reports say what stands there.
+    Network {
+        host: HostId,
+        connection: ConnectionId,
+        network: HostNetwork,
     },
     /// Ask the host's power driver; answered by [`Input::Power`].
     Power {
@@ -130,6 +163,9 @@ pub enum Object {
     Plan(PlanRecord),
     Policy(Policy),
     Idempotency(Idempotency),
+    Network(Network),
+    SecurityGroup(SecurityGroup),
+    Port(Port),
 }
 
 /// The remembered answer to a request that carried an idempotency key.
@@ -151,8 +187,21 @@ pub struct ObjectKey {
 }
 
 impl Object {
-    pub const KINDS: [&'static str; 10] =
-        ["tenant", "api-token", "join-token", "host", "image", "vm", "migration", "plan", "policy", "idempotency"];
+    pub const KINDS: [&'static str; 13] = [
+        "tenant",
+        "api-token",
+        "join-token",
+        "host",
+        "image",
+        "vm",
+        "migration",
+        "plan",
+        "policy",
+        "idempotency",
+        "network",
+        "security-group",
+        "port",
+    ];
 
     pub fn key(&self) -> ObjectKey {
         let (kind, id) = match self {
@@ -166,6 +215,9 @@ impl Object {
             Self::Plan(plan) => (Self::KINDS[7], plan.id.to_string()),
             Self::Policy(_) => (Self::KINDS[8], "cluster".to_owned()),
             Self::Idempotency(record) => (Self::KINDS[9], record.key.clone()),
+            Self::Network(network) => (Self::KINDS[10], network.id.to_string()),
+            Self::SecurityGroup(group) => (Self::KINDS[11], format!("{}/{}", group.tenant, group.id)),
+            Self::Port(port) => (Self::KINDS[12], port.id.to_string()),
         };
         ObjectKey { kind, id }
     }
@@ -259,14 +311,59 @@ pub enum Ask {
     MigrateVm {
         vm: VmId,
         to: Option<HostId>,
+        /// `None`: the one that is expected to do best.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        method: Option<Method>,
     },
     CancelMigration {
         id: MigrationId,
+    },
+    /// It sends next to nothing, or does not begin, until it is let go on.
+    HoldMigration {
+        id: MigrationId,
+        held: bool,
+    },
+    PrioritiseMigration {
+        id: MigrationId,
+        priority: Priority,
     },
     /// Measure how fast the guest writes to its memory, for this long. Changes nothing that is stored.
     MeasureVm {
         vm: VmId,
         span: Millis,
+    },
+
+    /// `id` is fresh, from the shell's randomness.
+    CreateNetwork {
+        id: NetworkId,
+        spec: NetworkSpec,
+    },
+    RemoveNetwork {
+        id: NetworkId,
+    },
+    CreateSecurityGroup {
+        group: SecurityGroup,
+    },
+    /// Replaces all rules of a group.
+    SetSecurityRules {
+        tenant: TenantId,
+        id: SecurityGroupId,
+        rules: Vec<SecurityRule>,
+    },
+    RemoveSecurityGroup {
+        tenant: TenantId,
+        id: SecurityGroupId,
+    },
+    /// Takes a vm out of the groups it is in, and puts it into these.
+    SetSecurityGroups {
+        vm: VmId,
+        groups: BTreeSet<SecurityGroupId>,
+    },
+    CreatePort {
+        spec: PortSpec,
+    },
+    RemovePort {
+        id: PortId,
     },
 
     /// Make a plan at once, whatever the loop's timing.
@@ -282,6 +379,31 @@ pub enum Ask {
     },
 }
 
+/// An overlay network as it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkSpec {
+    pub tenant: TenantId,
+    pub name: NetworkName,
+    pub subnet: Subnet,
+    pub router: Option<Ipv4Addr>,
+    pub dns: Vec<Ipv4Addr>,
+    /// Bytes.
+    pub mtu: u16,
+}
+
+/// A port as it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PortSpec {
+    pub id: PortId,
+    pub network: NetworkId,
+    pub host: HostId,
+    pub interface: String,
+    /// `None`: derived from the id.
+    pub mac: Option<String>,
+    /// `None`: the lowest free one.
+    pub address: Option<Ipv4Addr>,
+}
+
 /// What was changed; the shell reads the object itself when it needs more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "reply", content = "of")]
@@ -294,6 +416,12 @@ pub enum Reply {
     Vm(VmId),
     Migration(MigrationId),
     Plan(PlanId),
+    Network(NetworkId),
+    SecurityGroup {
+        tenant: TenantId,
+        id: SecurityGroupId,
+    },
+    Port(PortId),
     /// [`Ask::PlanNow`] found nothing worth doing, and why.
     NoPlan(String),
     Policy,

@@ -10,20 +10,26 @@
 //! transaction, which is durable before any command of that step leaves.
 
 mod access;
+mod compatibility;
 mod explain;
 pub mod interface;
 mod lifecycle;
 mod live;
 mod membership;
 mod migrate;
+mod network;
 mod planning;
 mod power;
 mod requests;
 mod tables;
+mod transfers;
 mod world;
 
 pub use explain::Explanation;
+pub use migrate::Forecast;
+pub use network::NetworkStanding;
 pub use tables::EVENTS_MAX;
+pub use transfers::{Evacuation, Outlook};
 pub use world::VmStatus;
 
 use drover_model::event::Event;
@@ -60,6 +66,8 @@ pub struct Control {
     lifecycle: lifecycle::Lifecycle,
     migrate: migrate::Migrate,
     planning: planning::Planning,
+    transfers: transfers::Transfers,
+    fabric: network::Fabric,
     /// Most hosts look dead at once: see [`membership`].
     brake: bool,
 }
@@ -84,6 +92,8 @@ impl Control {
             tables.put(settings.initial_policy.clone());
         }
         let planning = planning::Planning::resume(&tables);
+        let transfers = transfers::Transfers::resume(&tables, now);
+        let fabric = network::Fabric::load(&tables, now);
         let power =
             power::Power::resume(now, tables.all::<Host>().filter(|host| settings.power_managed.contains(&host.id)));
         Self {
@@ -94,6 +104,8 @@ impl Control {
             power,
             lifecycle: lifecycle::Lifecycle::default(),
             migrate: migrate::Migrate::default(),
+            transfers,
+            fabric,
             planning,
             brake: false,
         }
@@ -102,6 +114,7 @@ impl Control {
     /// Takes one thing in; says what must be done about it, in order. `now` never goes back.
     pub fn step(&mut self, now: TimeMs, input: Input) -> Vec<Effect> {
         let mut reply = None;
+        let is_tick = input == Input::Tick;
         match input {
             Input::Tick => self.turn(now),
             Input::Request(request) => {
@@ -109,13 +122,24 @@ impl Control {
                 reply = Some(Effect::Reply { request: id, result: requests::handle(self, now, request) });
             }
             Input::Agent { host, connection, message } => {
+                let network_error = self.network_error(&host);
                 let heard = self.live.hear(now, &host, connection, &message);
                 self.hear(now, &host, heard, message);
+                network::reported(self, now, &host, network_error.as_deref());
             }
             Input::Power { host, op, result } => power::finished(self, now, &host, op, result),
         }
+        transfers::turn(self, now);
+        for key in self.tables.changed() {
+            self.fabric.note(&self.tables, key);
+        }
         let mut effects: Vec<Effect> = self.tables.take_commit().map(Effect::Commit).into_iter().collect();
+        effects.extend(self.fabric.ahead(&self.tables, &self.live));
         effects.append(&mut self.live.effects);
+        // A commit of a migration waits for nobody: the rest is told with the next tick, and all of it at once.
+        if is_tick {
+            effects.extend(self.fabric.due(&self.tables, &self.live));
+        }
         effects.extend(reply);
         effects
     }
@@ -138,6 +162,7 @@ impl Control {
             }
             (Heard::Fresh, AgentMessage::Connected { facts, .. }) => {
                 self.note_facts(host, &facts);
+                self.fabric.connected(host);
                 power::connected(self, now, host);
                 self.turn(now);
             }
@@ -150,11 +175,16 @@ impl Control {
 
     /// What the host can give is kept in the store: it is still needed while the host sleeps.
     fn note_facts(&mut self, host: &HostId, facts: &HostFacts) {
-        let known = |row: &Host| row.capacity == Some(facts.capacity) && row.networks == facts.networks;
+        let known = |row: &Host| {
+            row.capacity == Some(facts.capacity)
+                && row.networks == facts.networks
+                && row.overlay_address == facts.overlay_address
+        };
         if self.tables.get::<Host>(host).is_some_and(|row| !known(row)) {
             self.tables.change::<Host>(host, |row| {
                 row.capacity = Some(facts.capacity);
                 row.networks = facts.networks.clone();
+                row.overlay_address = facts.overlay_address;
             });
         }
     }

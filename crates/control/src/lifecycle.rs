@@ -117,6 +117,8 @@ fn run(control: &mut Control, now: TimeMs, vm: &Vm) {
             let command = Command::TakeBack { vm: vm.id.clone(), generation, migration };
             ask(control, now, vm, host, command);
         }
+        // Its memory is on its way, or was given up at a newer generation than this.
+        VmState::Completing { .. } => {}
         // Left by a migration that never got here: makes room for the start.
         VmState::Incoming { migration } | VmState::IncomingFailed { migration, .. } => {
             ask(control, now, vm, host, Command::CancelMigration { vm: vm.id.clone(), migration });
@@ -134,7 +136,11 @@ fn renew(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId, state: &VmS
             ask(control, now, vm, host, command);
         }
         // Memory of an earlier life: the vm was started anew since.
-        VmState::HandedOver { .. } | VmState::Outgoing { phase: OutgoingPhase::SwitchingOver, .. } => {
+        VmState::HandedOver { .. }
+        | VmState::Outgoing {
+            phase: OutgoingPhase::SwitchingOver | OutgoingPhase::PostCopy | OutgoingPhase::PostCopyPaused,
+            ..
+        } => {
             let (id, generation) = (vm.id.clone(), vm.generation);
             ask(control, now, vm, host, Command::Release { vm: id, generation, delete_disk: false });
         }
@@ -147,6 +153,7 @@ fn renew(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId, state: &VmS
         | VmState::Stopping
         | VmState::Stopped
         | VmState::Failed { .. }
+        | VmState::Completing { .. }
         | VmState::IncomingFailed { .. } => ask_run(control, now, vm, host),
     }
 }
@@ -333,6 +340,9 @@ pub fn answered(control: &mut Control, now: TimeMs, host: &HostId, answered: &An
         Command::PrepareIncoming { .. }
         | Command::MigrateOut { .. }
         | Command::CommitSwitchOver { .. }
+        | Command::AdjustMigration { .. }
+        | Command::RecoverIncoming { .. }
+        | Command::RecoverOutgoing { .. }
         | Command::CancelMigration { .. } => return,
         // The vm is no worse for it.
         Command::MeasureDirtyRate { .. } => {

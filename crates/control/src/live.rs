@@ -1,6 +1,6 @@
 //! What is observed and never stored: connections, inventories, load, commands under way.
 
-use crate::interface::{AgentMessage, ConnectionId, Effect};
+use crate::interface::{AgentMessage, ConnectionId, Effect, NetworkReport};
 use crate::membership::Heartbeat;
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationUpdate};
 use drover_model::inventory::{HostFacts, OutgoingPhase, VmInventory, VmState};
@@ -30,6 +30,8 @@ pub struct HostLive {
     pub state: HostState,
     pub since: TimeMs,
     pub load: Window<HostSample>,
+    /// `None` until its agent first reported on this connection.
+    pub network: Option<NetworkReport>,
     /// Smallest difference seen between the server's clock and the host's, in ms: clock offset plus the quickest delivery.
     pub clock_ahead_ms: Option<i64>,
 }
@@ -47,6 +49,7 @@ impl HostLive {
             state: HostState::Unknown,
             since: now,
             load: Window::default(),
+            network: None,
             clock_ahead_ms: None,
         }
     }
@@ -176,6 +179,7 @@ impl Live {
             live.reported_at = Some(now);
             live.made_at = None;
             live.answered.clear();
+            live.network = None;
             live.clock_ahead_ms = None;
             self.forget_pending(host);
             if let Some(old) = before.filter(|old| *old != connection) {
@@ -189,7 +193,8 @@ impl Live {
         }
         live.heartbeat.arrived(now);
         match message {
-            AgentMessage::Report { at, vms, load } => {
+            AgentMessage::Report { at, vms, load, network } => {
+                live.network = Some(network.clone());
                 live.vms = Some(vms.iter().map(|vm| (vm.vm.clone(), vm.clone())).collect());
                 live.reported_at = Some(now);
                 let ahead = now.0 as i64 - at.0 as i64;
@@ -221,7 +226,7 @@ impl Live {
             AgentMessage::Migration { vm, migration, update } => {
                 if let Some(seen) = live.vms.as_mut().and_then(|vms| vms.get_mut(vm))
                     && seen.state.migration() == Some(*migration)
-                    && let Some(state) = state_after(*migration, update)
+                    && let Some(state) = state_after(&seen.state, *migration, update)
                 {
                     seen.state = state;
                 }
@@ -237,14 +242,21 @@ impl Live {
 }
 
 /// An update is a report of one vm, ahead of the host's next.
-fn state_after(migration: MigrationId, update: &MigrationUpdate) -> Option<VmState> {
+fn state_after(before: &VmState, migration: MigrationId, update: &MigrationUpdate) -> Option<VmState> {
     match update {
         MigrationUpdate::Progress { .. } => None,
         MigrationUpdate::AtSwitchOver { .. } => {
             Some(VmState::Outgoing { migration, phase: OutgoingPhase::AtSwitchOver })
         }
         MigrationUpdate::HandedOver { .. } => Some(VmState::HandedOver { migration }),
-        MigrationUpdate::SourceResumed { .. } | MigrationUpdate::Running { .. } => Some(VmState::Running),
+        MigrationUpdate::SourceResumed { .. }
+        | MigrationUpdate::WillNotConverge { .. }
+        | MigrationUpdate::Running { .. } => Some(VmState::Running),
+        MigrationUpdate::Stalled { .. } => match before {
+            VmState::Completing { .. } => Some(VmState::Completing { migration, stalled: true }),
+            VmState::Outgoing { .. } => Some(VmState::Outgoing { migration, phase: OutgoingPhase::PostCopyPaused }),
+            _ => None,
+        },
         MigrationUpdate::IncomingFailed { why } => Some(VmState::IncomingFailed { migration, why: why.clone() }),
     }
 }

@@ -1,7 +1,7 @@
 //! Live migrations: reserve, pre-copy, switch-over, commit, release (design sections 4 and 5).
 //!
 //! ```text
-//!   begin ─▶ Reserved ──dest listens──▶ PreCopy ──source paused──▶ COMMIT ──dest runs──▶ Done
+//!   Queued ─▶ Reserved ──dest listens──▶ PreCopy ──source paused──▶ COMMIT ──dest runs──▶ Done
 //!               │                          │                         │
 //!               └─── anything goes wrong ──┴─▶ Failed/Cancelled      └─ dest proven never to have run ─▶ TakenBack
 //! ```
@@ -14,7 +14,14 @@
 //! Messages only make things quicker. [`turn`] resolves every open migration from what both hosts report,
 //! so a server that comes back, or an agent that does, finds its way from observation alone.
 
+mod asking;
 mod committed;
+mod lost;
+mod recovery;
+mod retry;
+
+pub use asking::{Forecast, ask, by_hand};
+pub use retry::continued;
 
 use crate::Control;
 use crate::interface::Refusal;
@@ -24,8 +31,9 @@ use drover_model::command::{Command, CommandOutcome, MigrationTarget, MigrationU
 use drover_model::event::Severity;
 use drover_model::intent::{RunIntent, Vm};
 use drover_model::inventory::{OutgoingPhase, VmState};
-use drover_model::migration::{MigrationPhase, MigrationProgress, MigrationRecord, MigrationReport};
-use drover_model::world::HostState;
+use drover_model::migration::{
+    Method, MigrationPhase, MigrationProgress, MigrationRecord, MigrationReport, Pace, Priority, Strategy,
+};
 use drover_model::{HostId, MigrationId, Millis, PlanId, TimeMs, VmId};
 use std::collections::BTreeMap;
 
@@ -46,10 +54,9 @@ pub struct Migrate {
 /// What is remembered of an open migration besides its record. Lost with the server and rebuilt from observation.
 #[derive(Debug, Default)]
 struct Move {
-    /// Begun by this run of the server, not found in the store.
-    begun_here: bool,
     progress: MigrationProgress,
-    predicted_total: Millis,
+    /// Until when somebody held it.
+    held_until: Option<TimeMs>,
     /// The source has been told to send.
     sending_since: Option<TimeMs>,
     /// On the server's clock.
@@ -57,9 +64,19 @@ struct Move {
     committed_at: Option<TimeMs>,
     /// Since when the destination is seen without it, past the commit.
     gone_at: Option<TimeMs>,
+    /// Since when the destination runs with part of its memory elsewhere.
+    completing_at: Option<TimeMs>,
+    stalled_at: Option<TimeMs>,
+    /// Since when the source is seen without memory that the destination could still get.
+    source_gone_at: Option<TimeMs>,
+    recovery_asked: Option<TimeMs>,
+    /// How often a stalled post-copy was connected anew.
+    recoveries: u32,
     source_report: Option<MigrationReport>,
     /// On the server's clock; the destination's word.
     running_at: Option<TimeMs>,
+    /// Since when it is known that all of its memory is there.
+    complete_at: Option<TimeMs>,
     /// Why it is being unwound, once it is.
     unwinding: Option<Unwind>,
     asked: Option<TimeMs>,
@@ -69,8 +86,16 @@ struct Move {
 
 #[derive(Debug, Clone)]
 enum Unwind {
-    Cancelled { by: String },
-    Failed { why: String },
+    Cancelled {
+        by: String,
+    },
+    Failed {
+        why: String,
+    },
+    /// Pre-copy would not end.
+    Hopeless {
+        why: String,
+    },
 }
 
 impl Migrate {
@@ -79,71 +104,57 @@ impl Migrate {
     }
 }
 
-/// Reserves and starts. The caller has judged by load; here the rules that hold whatever the load are looked at once more.
-pub fn begin(
-    control: &mut Control,
-    now: TimeMs,
-    vm: &VmId,
-    to: &HostId,
-    plan: Option<PlanId>,
-    reason: String,
-    predicted_total: Millis,
-) -> Result<MigrationId, Refusal> {
-    let row = control.require::<Vm>(vm, "vm")?.clone();
-    let name = &row.spec.name;
-    let from = match (&row.host, row.migration, row.deleting) {
-        (_, _, true) => return Err(Refusal::conflict(format!("{name} is being removed"))),
-        (_, Some(id), _) => return Err(Refusal::conflict(format!("{name} is already being moved by migration {id}"))),
-        (None, _, _) => return Err(Refusal::conflict(format!("{name} has no host yet"))),
-        (Some(host), None, false) => host.clone(),
-    };
-    if from == *to {
-        return Err(Refusal::conflict(format!("{name} already runs on {to}")));
+/// A move that is asked for.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    pub vm: VmId,
+    pub to: HostId,
+    pub plan: Option<PlanId>,
+    /// Completes "because ...".
+    pub reason: String,
+    pub priority: Priority,
+    /// `None`: by prediction.
+    pub method: Option<Method>,
+}
+
+/// Its turn has come: the destination prepares. What has changed since it was asked for may end it.
+pub fn start(control: &mut Control, now: TimeMs, record: &MigrationRecord, pace: Pace) {
+    let Some(row) = control.vm(&record.vm).cloned() else { return };
+    if let Err(why) = asking::may_go_on(control, &row, &record.from, &record.to) {
+        return close(control, now, record, MigrationPhase::Failed { why }, None);
     }
-    for host in [&from, to] {
-        if control.live.state(host) != HostState::Up {
-            return Err(Refusal::conflict(format!("{host} is not up")));
-        }
-    }
-    match control.live.sees(&from, vm) {
-        Seen::There(seen) if seen.state == VmState::Running && seen.generation == row.generation => {}
-        _ => return Err(Refusal::conflict(format!("{name} is not running: only a running vm can be moved"))),
-    }
-    if let Some(why) = control.keeps_out(&row, to) {
-        return Err(Refusal::conflict(why));
-    }
-    let Some(image) = control.image(&row.spec.image) else {
-        return Err(Refusal::conflict(format!("the image of {name} is gone")));
-    };
-    let run = VmRun::new(vm, &row.spec, image);
-    let id = control.tables.next_migration();
-    control.tables.put(MigrationRecord {
-        id,
-        vm: vm.clone(),
-        from: from.clone(),
-        to: to.clone(),
-        generation: row.generation,
-        plan,
-        reason: reason.clone(),
-        started_at: now,
-        phase: MigrationPhase::Reserved,
-        cancelled_by: None,
-        finished_at: None,
-        report: None,
+    let strategy = Strategy { pace, ..record.strategy };
+    control.tables.change::<MigrationRecord>(&record.id, |m| {
+        m.phase = MigrationPhase::Reserved;
+        m.started_at = now;
+        m.strategy = strategy;
     });
-    control.tables.change::<Vm>(vm, |vm| vm.migration = Some(id));
-    let text = format!("{name} moves from {from} to {to}, because {reason}");
+    let text = format!("{} moves from {} to {}, because {}", row.spec.name, record.from, record.to, record.reason);
     vm_event(control, now, &row, Severity::Info, "migration-started", text);
-    control.migrate.open.insert(id, Move { begun_here: true, predicted_total, ..Move::default() });
-    control.live.send(to, Command::PrepareIncoming { run, generation: row.generation.next(), migration: id });
-    Ok(id)
+    control.migrate.open.insert(record.id, Move::default());
+    prepare(control, now, &MigrationRecord { strategy, ..record.clone() });
+}
+
+/// Asks the destination to listen, or, if its answer was lost with a connection or a server, where it does.
+fn prepare(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    let asked = open(control, record.id).asked;
+    if asked.is_some_and(|at| now.since(at) < REPORT_LAG) || control.live.is_asked(&record.to, &record.vm) {
+        return;
+    }
+    let Some(row) = control.vm(&record.vm) else { return };
+    let Some(image) = control.image(&row.spec.image) else { return };
+    let run = VmRun::new(&row.id, &row.spec, image);
+    let (generation, from, strategy) = (record.generation.next(), record.from.clone(), record.strategy);
+    open(control, record.id).asked = Some(now);
+    let command = Command::PrepareIncoming { run, generation, migration: record.id, from, strategy };
+    control.live.send(&record.to, command);
 }
 
 /// Stops a migration that is not yet committed; the vm runs on at the source.
 pub fn cancel(control: &mut Control, now: TimeMs, id: MigrationId, by: &str) -> Result<(), Refusal> {
     let record = control.require::<MigrationRecord>(&id, "migration")?.clone();
     match &record.phase {
-        MigrationPhase::Reserved | MigrationPhase::PreCopy => {
+        MigrationPhase::Queued | MigrationPhase::Reserved | MigrationPhase::PreCopy => {
             // Durable before it is acknowledged: a server that restarts must not commit it after all.
             control.tables.change::<MigrationRecord>(&id, |m| m.cancelled_by = Some(by.to_owned()));
             unwind(control, now, &record, Unwind::Cancelled { by: by.to_owned() });
@@ -157,9 +168,60 @@ pub fn cancel(control: &mut Control, now: TimeMs, id: MigrationId, by: &str) -> 
     }
 }
 
+/// Holds a migration back, or lets it go on. Past the commit the guest itself waits for its memory.
+pub fn hold(control: &mut Control, now: TimeMs, id: MigrationId, held: bool, by: &str) -> Result<(), Refusal> {
+    let record = changeable(control, id)?;
+    if held && record.phase == MigrationPhase::Committed {
+        return Err(Refusal::conflict(format!(
+            "migration {id} is past its commit: the guest on {} waits for what is still to come",
+            record.to
+        )));
+    }
+    if record.paused != held {
+        control.tables.change::<MigrationRecord>(&id, |m| m.paused = held);
+        let verb = if held { "holds" } else { "lets go on with" };
+        told(control, now, &record, "migration-held", format!("{by} {verb} migration {id}"));
+    }
+    Ok(())
+}
+
+/// Changes its place in the queue, and its part of the links.
+pub fn prioritise(
+    control: &mut Control,
+    now: TimeMs,
+    id: MigrationId,
+    priority: Priority,
+    by: &str,
+) -> Result<(), Refusal> {
+    let record = changeable(control, id)?;
+    if record.priority != priority {
+        control.tables.change::<MigrationRecord>(&id, |m| m.priority = priority);
+        let text = format!("{by} gives migration {id} {} priority", priority.word());
+        told(control, now, &record, "migration-prioritised", text);
+    }
+    Ok(())
+}
+
+fn changeable(control: &Control, id: MigrationId) -> Result<MigrationRecord, Refusal> {
+    let record = control.require::<MigrationRecord>(&id, "migration")?;
+    if record.phase.is_over() {
+        return Err(Refusal::conflict(format!("migration {id} is over: {}", record.phase.word())));
+    }
+    Ok(record.clone())
+}
+
+fn told(control: &mut Control, now: TimeMs, record: &MigrationRecord, kind: &str, text: String) {
+    control.transfers.changed();
+    if let Some(vm) = control.vm(&record.vm).cloned() {
+        vm_event(control, now, &vm, Severity::Info, kind, text);
+    }
+}
+
 pub fn answered(control: &mut Control, now: TimeMs, host: &HostId, answered: &Answered) {
     let (Command::PrepareIncoming { migration, .. }
     | Command::MigrateOut { migration, .. }
+    | Command::RecoverIncoming { migration, .. }
+    | Command::AdjustMigration { migration, .. }
     | Command::CommitSwitchOver { migration, .. }) = &answered.command
     else {
         return;
@@ -169,10 +231,14 @@ pub fn answered(control: &mut Control, now: TimeMs, host: &HostId, answered: &An
         (Command::PrepareIncoming { .. }, Ok(CommandOutcome::Listening { target })) => {
             start_sending(control, now, &record, target.clone());
         }
+        (Command::RecoverIncoming { .. }, Ok(CommandOutcome::Listening { target })) => {
+            recovery::listening(control, &record, target.clone());
+        }
+        (Command::AdjustMigration { .. }, Err(_)) => control.transfers.was_not_told(record.id),
         (Command::PrepareIncoming { .. } | Command::MigrateOut { .. }, Err(refusal)) => {
             unwind(control, now, &record, Unwind::Failed { why: format!("{host} refused: {refusal}") });
         }
-        // A refused commit is resolved by what both sides report; an accepted command needs nothing.
+        // A refused commit or recovery is resolved by what both sides report; an accepted command needs nothing.
         _ => {}
     }
 }
@@ -182,7 +248,7 @@ fn start_sending(control: &mut Control, now: TimeMs, record: &MigrationRecord, t
         return;
     }
     let limits = control.policy().migration;
-    let source_run = agent_run(control, &record.from);
+    let source_run = control.agent_run(&record.from);
     let Some(open) = control.migrate.open.get_mut(&record.id).filter(|open| open.unwinding.is_none()) else { return };
     open.sending_since = Some(now);
     open.source_run = source_run;
@@ -195,12 +261,9 @@ fn start_sending(control: &mut Control, now: TimeMs, record: &MigrationRecord, t
             migration: record.id,
             target,
             limits,
+            strategy: record.strategy,
         },
     );
-}
-
-fn agent_run(control: &Control, host: &HostId) -> Option<String> {
-    control.live.hosts.get(host)?.facts.as_ref().map(|facts| facts.agent_run.clone())
 }
 
 /// A host tells of a migration on its own account.
@@ -220,6 +283,9 @@ pub fn updated(control: &mut Control, now: TimeMs, host: &HostId, vm: &VmId, id:
             if let Some(running_at) = open(control, id).running_at {
                 committed::arrived(control, now, &record, running_at);
             }
+        }
+        MigrationUpdate::WillNotConverge { why } if at_source && record.phase == MigrationPhase::PreCopy => {
+            unwind(control, now, &record, Unwind::Hopeless { why });
         }
         MigrationUpdate::SourceResumed { why } if at_source && record.phase != MigrationPhase::Committed => {
             unwind(control, now, &record, Unwind::Failed { why });
@@ -249,7 +315,10 @@ fn commit(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
     );
     let current = control.vm(&record.vm).is_some_and(|vm| vm.generation == record.generation);
     let unwinding = unwinding || record.cancelled_by.is_some();
-    if record.phase != MigrationPhase::PreCopy || unwinding || !receiving || !current {
+    // One that is not heard of may be gone, and by post-copy the memory would go with it: the source waits a while.
+    let heard = control.live.hosts.get(&record.to).and_then(|live| live.reported_at);
+    let silent = heard.is_none_or(|at| now.since(at) >= REPORT_LAG);
+    if record.phase != MigrationPhase::PreCopy || unwinding || !receiving || !current || silent {
         return;
     }
     let generation = record.generation.next();
@@ -281,6 +350,8 @@ pub fn turn(control: &mut Control, now: TimeMs) {
             finish_unwinding(control, now, record);
         } else if let Some(by) = record.cancelled_by.clone() {
             unwind(control, now, record, Unwind::Cancelled { by });
+        } else if record.phase == MigrationPhase::Queued {
+            resolve_queued(control, now, record);
         } else {
             resolve_uncommitted(control, now, record);
         }
@@ -289,18 +360,35 @@ pub fn turn(control: &mut Control, now: TimeMs) {
     control.migrate.open.retain(|id, _| tables.get::<MigrationRecord>(id).is_some_and(|m| !m.phase.is_over()));
 }
 
+/// It waits for its turn; what can't be moved any more needs none.
+fn resolve_queued(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    let runs = match control.live.sees(&record.from, &record.vm) {
+        Seen::Unknown => return,
+        Seen::Absent => false,
+        Seen::There(seen) => seen.state == VmState::Running,
+    };
+    let current = control.vm(&record.vm).is_some_and(|vm| vm.generation == record.generation);
+    if !runs || !current {
+        let why = "it stopped running before its turn came".to_owned();
+        close(control, now, record, MigrationPhase::Failed { why }, None);
+    }
+}
+
 /// Before the commit the vm is the source's. Looks for reasons to give up; else lets it run.
 fn resolve_uncommitted(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
-    let age = now.since(record.started_at);
+    let state = open(control, record.id);
+    if record.paused {
+        state.held_until = Some(now);
+    }
+    let counted_from = record.started_at.max(state.held_until.unwrap_or(record.started_at));
+    let age = now.since(counted_from.max(control.started_at));
     let precopy_max = Millis(control.policy().migration.total_max.0 + PRECOPY_SLACK.0 + PREPARE_MAX.0);
-    let source_run = agent_run(control, &record.from);
+    let source_run = control.agent_run(&record.from);
     let state = open(control, record.id);
     let sending = state.sending_since;
     if record.phase == MigrationPhase::PreCopy && state.source_run.is_none() {
         state.source_run.clone_from(&source_run);
     }
-    // A server that came back does not know where its predecessor had the destination listen.
-    let orphaned = record.phase == MigrationPhase::Reserved && !state.begun_here && age >= REPORT_LAG;
     let restarted = state.source_run.is_some() && source_run.is_some() && state.source_run != source_run;
     let settled = sending.is_none_or(|at| now.since(at) >= REPORT_LAG);
 
@@ -311,11 +399,11 @@ fn resolve_uncommitted(control: &mut Control, now: TimeMs, record: &MigrationRec
         _ if record.phase == MigrationPhase::Reserved && age >= PREPARE_MAX => {
             failed(format!("{} was not ready within {PREPARE_MAX}", record.to))
         }
-        _ if orphaned => failed("the server was restarted before the copy began".to_owned()),
         _ if restarted => failed(format!("the agent of {} was restarted during the copy", record.from)),
         _ if age >= precopy_max => failed("it took longer than the policy allows".to_owned()),
         (Seen::Unknown, _) | (_, Seen::Unknown) => None,
-        _ if record.phase == MigrationPhase::Reserved || !settled => None,
+        _ if record.phase == MigrationPhase::Reserved => return prepare(control, now, record),
+        _ if !settled => None,
         (Seen::There(seen), _) if !matches!(seen.state, VmState::Outgoing { .. }) => {
             failed(format!("{} is not sending: the vm is {} there", record.from, seen.state.word()))
         }
@@ -371,6 +459,7 @@ fn finish_unwinding(control: &mut Control, now: TimeMs, record: &MigrationRecord
     let phase = match open(control, record.id).unwinding.clone() {
         Some(Unwind::Cancelled { by }) => MigrationPhase::Cancelled { by },
         Some(Unwind::Failed { why }) => MigrationPhase::Failed { why },
+        Some(Unwind::Hopeless { why }) => return retry::once_more(control, now, record, &why),
         None => return,
     };
     close(control, now, record, phase, None);
@@ -402,10 +491,15 @@ fn close(
             (Severity::Info, "migration-cancelled", format!("the move of {name} was cancelled by {by}"))
         }
         MigrationPhase::TakenBack { why } => (Severity::Warning, "migration-taken-back", format!("{name}: {why}")),
+        MigrationPhase::Restarted { why } => {
+            (Severity::Escalation, "vm-memory-lost", format!("{name} was started anew: {why}"))
+        }
         MigrationPhase::Failed { why } => {
             (Severity::Warning, "migration-failed", format!("{name} could not be moved to {}: {why}", record.to))
         }
-        MigrationPhase::Reserved | MigrationPhase::PreCopy | MigrationPhase::Committed => return,
+        MigrationPhase::Queued | MigrationPhase::Reserved | MigrationPhase::PreCopy | MigrationPhase::Committed => {
+            return;
+        }
     };
     control.tables.change::<MigrationRecord>(&record.id, |m| {
         m.phase = phase;
@@ -418,9 +512,48 @@ fn close(
         vm.remains_on.extend(others.cloned());
     });
     vm_event(control, now, &vm, severity, kind, text);
+    if let Some(record) = control.migration(record.id).cloned() {
+        control.transfers.ended(now, &record);
+    }
 }
 
 impl Control {
+    /// What goes on in a migration at this moment, in one word.
+    pub fn migration_stage(&self, record: &MigrationRecord) -> &'static str {
+        let seen = |host| match self.live.sees(host, &record.vm) {
+            Seen::There(seen) if seen.state.migration() == Some(record.id) => Some(&seen.state),
+            _ => None,
+        };
+        let (source, destination) = (seen(&record.from), seen(&record.to));
+        let stands = matches!(source, Some(VmState::Outgoing { phase: OutgoingPhase::AtSwitchOver, .. }));
+        let unwinds = self.migrate.open.get(&record.id).is_some_and(|open| open.unwinding.is_some());
+        match (&record.phase, destination) {
+            (MigrationPhase::Queued | MigrationPhase::Reserved | MigrationPhase::PreCopy, _) if unwinds => "unwinding",
+            (MigrationPhase::PreCopy, _) if stands => "switch-over",
+            (MigrationPhase::Queued | MigrationPhase::PreCopy, _) if record.paused => "held",
+            (MigrationPhase::Queued, _) => "queued",
+            (MigrationPhase::Reserved, _) => "reserve",
+            (MigrationPhase::PreCopy, _) => "pre-copy",
+            (MigrationPhase::Committed, Some(VmState::Completing { stalled: false, .. })) => "post-copy",
+            (MigrationPhase::Committed, Some(VmState::Completing { stalled: true, .. })) => "stalled",
+            (MigrationPhase::Committed, _) => match self.live.sees(&record.to, &record.vm) {
+                Seen::There(seen) if seen.state == VmState::Running => "release",
+                _ => "switch-over",
+            },
+            (over, _) => over.word(),
+        }
+    }
+
+    /// How often a stalled post-copy was connected anew, as far as this run of the server knows.
+    pub fn migration_recoveries(&self, id: MigrationId) -> u32 {
+        self.migrate.open.get(&id).map_or(0, |open| open.recoveries)
+    }
+
+    /// Changes at each start of the host's agent; `None` before it has connected.
+    pub(crate) fn agent_run(&self, host: &HostId) -> Option<String> {
+        self.live.hosts.get(host)?.facts.as_ref().map(|facts| facts.agent_run.clone())
+    }
+
     /// Migrations not yet over.
     pub(crate) fn migrations_open(&self) -> usize {
         self.tables.all::<Vm>().filter(|vm| vm.migration.is_some()).count()

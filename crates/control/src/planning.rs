@@ -13,11 +13,12 @@
 
 use crate::Control;
 use crate::interface::{Refusal, Reply};
+use crate::migrate::{self, Wish};
+use crate::power;
 use crate::tables::Tables;
-use crate::{migrate, power};
 use drover_model::event::Severity;
-use drover_model::intent::{Host, PowerIntent, Vm};
-use drover_model::migration::MigrationPhase;
+use drover_model::intent::PowerIntent;
+use drover_model::migration::{MigrationPhase, MigrationRecord, Priority};
 use drover_model::plan::{Action, Findings, Heat, Plan, PlanRecord, PlanState, Scenario, Step, StepState};
 use drover_model::policy::Mode;
 use drover_model::world::HostState;
@@ -74,7 +75,7 @@ pub fn turn(control: &mut Control, now: TimeMs) {
     if !may_plan(control, now) {
         return;
     }
-    let plan = planner::plan(&world, &findings);
+    let plan = planner::plan(&world, &findings, control.transfers.predictor());
     if plan.steps.is_empty() {
         supersede_proposals(control, now, "nothing is worth doing any more");
         control.planning.idle = Some(plan);
@@ -238,9 +239,6 @@ fn start(control: &mut Control, now: TimeMs, plan: PlanId, step: &Step) -> StepS
     let failed = |why: String| StepState::Failed { at: now, migration: None, why };
     match &step.action {
         Action::Migrate { vm, generation, from, to } => {
-            if control.migrations_open() >= control.policy().migrations_at_once_max as usize {
-                return StepState::Waiting;
-            }
             let holds =
                 control.vm(vm).is_some_and(|row| row.generation == *generation && row.host.as_ref() == Some(from));
             if !holds {
@@ -248,9 +246,15 @@ fn start(control: &mut Control, now: TimeMs, plan: PlanId, step: &Step) -> StepS
                     control.with_names(&format!("{vm} is no longer on {from} as it was when this was planned")),
                 );
             }
-            match migrate::begin(control, now, vm, to, Some(plan), step.reason.clone(), step.duration) {
+            let priority = control.plan(plan).map_or(Priority::Normal, |record| priority(record.plan.scenario));
+            let (vm, to, reason) = (vm.clone(), to.clone(), step.reason.clone());
+            let wish = Wish { vm: vm.clone(), to, plan: Some(plan), reason, priority, method: None };
+            match migrate::ask(control, now, wish) {
                 Ok(id) => running(Some(id)),
-                Err(refusal) => failed(refusal.detail),
+                Err(refusal) => {
+                    control.transfers.cooling_mut().failed(now, &vm, &refusal.detail);
+                    failed(refusal.detail)
+                }
             }
         }
         Action::PowerOn { host } => {
@@ -264,17 +268,33 @@ fn start(control: &mut Control, now: TimeMs, plan: PlanId, step: &Step) -> StepS
     }
 }
 
+/// Relief and evacuation go before what merely saves.
+fn priority(scenario: Scenario) -> Priority {
+    match scenario {
+        Scenario::Hotspot | Scenario::Saturated | Scenario::Mixed | Scenario::Degraded => Priority::High,
+        Scenario::Balanced => Priority::Normal,
+        Scenario::Underused => Priority::Low,
+    }
+}
+
 fn watch(control: &Control, now: TimeMs, step: &Step, since: TimeMs, migration: Option<MigrationId>) -> StepState {
+    // A second try takes the place of the first.
+    let current = migration.and_then(|id| control.migration(id)).map(|record| migrate::continued(control, record));
+    let migration = current.map(|record| record.id).or(migration);
     let running = StepState::Running { since, migration };
     let done = StepState::Done { at: now, migration };
     let failed = |why: String| StepState::Failed { at: now, migration, why };
     match &step.action {
-        Action::Migrate { vm, .. } => match migration.and_then(|id| control.migration(id)).map(|m| &m.phase) {
+        Action::Migrate { vm, .. } => match current.map(|m| &m.phase) {
             None => failed(format!("the migration of {vm} is gone from the store")),
-            Some(MigrationPhase::Reserved | MigrationPhase::PreCopy | MigrationPhase::Committed) => running,
+            Some(
+                MigrationPhase::Queued | MigrationPhase::Reserved | MigrationPhase::PreCopy | MigrationPhase::Committed,
+            ) => running,
             Some(MigrationPhase::Done) => done,
             Some(MigrationPhase::Cancelled { by }) => failed(format!("cancelled by {by}")),
-            Some(MigrationPhase::Failed { why } | MigrationPhase::TakenBack { why }) => failed(why.clone()),
+            Some(
+                MigrationPhase::Failed { why } | MigrationPhase::TakenBack { why } | MigrationPhase::Restarted { why },
+            ) => failed(why.clone()),
         },
         Action::PowerOn { host } => match control.live.state(host) {
             HostState::Up => done,
@@ -339,7 +359,7 @@ pub fn plan_now(control: &mut Control, now: TimeMs) -> Result<Reply, Refusal> {
     }
     let world = control.world(now);
     let findings = planner::detect(&world);
-    let plan = planner::plan(&world, &findings);
+    let plan = planner::plan(&world, &findings, control.transfers.predictor());
     if plan.steps.is_empty() {
         let why = plan.why.clone();
         control.planning.idle = Some(plan);
@@ -398,56 +418,14 @@ pub fn reject(control: &mut Control, now: TimeMs, id: PlanId, by: &str) -> Resul
                     *step = StepState::Skipped;
                 }
             });
+            let queued = |m: &&MigrationRecord| m.plan == Some(id) && m.phase == MigrationPhase::Queued;
+            for queued in control.migrations().filter(queued).map(|m| m.id).collect::<Vec<MigrationId>>() {
+                migrate::cancel(control, now, queued, by)?;
+            }
             finish(control, now, id, PlanState::Rejected { by: by.to_owned() });
             control.planning.not_before = Some(now.plus(AFTER_FAILURE));
             Ok(Reply::Plan(id))
         }
         _ => Err(Refusal::conflict(format!("plan {id} is over; `drover plan show {id}`"))),
     }
-}
-
-/// Moves one vm on a person's word. `to` `None`: where the planner would place it.
-pub fn migrate_by_hand(
-    control: &mut Control,
-    now: TimeMs,
-    vm: &drover_model::VmId,
-    to: Option<HostId>,
-    by: &str,
-) -> Result<Reply, Refusal> {
-    let world = control.world(now);
-    let row = control.require::<Vm>(vm, "vm")?.clone();
-    let Some(from) = row.host.clone() else {
-        return Err(Refusal::conflict(format!("{} has no host yet", row.spec.name)));
-    };
-    let to = match to {
-        Some(to) => {
-            control.require::<Host>(&to, "host").map_err(|refusal| refusal.at("to"))?;
-            to
-        }
-        None => {
-            let mut without = world.clone();
-            if let Some(view) = without.vms.get_mut(vm) {
-                view.host = None;
-            }
-            // Anywhere but where it is.
-            if let Some(host) = without.hosts.get_mut(&from) {
-                host.maintenance = true;
-            }
-            planner::place(&without, vm)
-                .map_err(|refusal| {
-                    Refusal::conflict(control.with_names(&format!("{} can't move: {refusal}", row.spec.name)))
-                })?
-                .host
-        }
-    };
-    if to == from {
-        return Err(Refusal::conflict(format!("{} already runs on {to}", row.spec.name)).at("to"));
-    }
-    if let Some(objection) = planner::objection(&world, vm, &to) {
-        let text = format!("{} can't move to {to}: {objection}", row.spec.name);
-        return Err(Refusal::conflict(control.with_names(&text)));
-    }
-    let reason = format!("{by} asked for it");
-    let predicted = planner::moving_time(&world, vm).unwrap_or_default();
-    migrate::begin(control, now, vm, &to, None, reason, predicted).map(Reply::Migration)
 }

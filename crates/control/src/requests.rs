@@ -4,7 +4,7 @@
 
 use crate::interface::{Actor, Ask, Idempotency, ObjectKey, Refusal, RefusalKind, Reply, Request};
 use crate::live::Seen;
-use crate::{Control, access, lifecycle, migrate, planning, power};
+use crate::{Control, access, lifecycle, migrate, network, planning, power};
 use drover_model::command::Command;
 use drover_model::event::Severity;
 use drover_model::intent::{Host, Image, JoinToken, PowerIntent, Role, RunIntent, Tenant, Vm, VmSpec};
@@ -109,6 +109,8 @@ fn fingerprint(ask: &Ask) -> String {
             &["/token/id", "/token/secret_sha256", "/token/created_at", "/token/expires_at"]
         }
         Ask::CreateImage { .. } => &["/image/created_at"],
+        Ask::CreateNetwork { .. } => &["/id"],
+        Ask::CreateSecurityGroup { .. } => &["/group/created_at"],
         _ => &[],
     };
     for path in fresh {
@@ -133,15 +135,26 @@ fn object_of(ask: &Ask) -> Option<ObjectKey> {
         Ask::SetRun { vm, .. } | Ask::RemoveVm { vm } | Ask::MigrateVm { vm, .. } | Ask::MeasureVm { vm, .. } => {
             key("vm", vm)
         }
-        Ask::CancelMigration { id } => key("migration", id),
+        Ask::CancelMigration { id } | Ask::HoldMigration { id, .. } | Ask::PrioritiseMigration { id, .. } => {
+            key("migration", id)
+        }
         Ask::ApprovePlan { id } | Ask::RejectPlan { id } => key("plan", id),
         Ask::SetPolicy { .. } => key("policy", &"cluster"),
+        Ask::RemoveNetwork { id } => key("network", id),
+        Ask::SetSecurityRules { tenant, id, .. } | Ask::RemoveSecurityGroup { tenant, id } => {
+            key("security-group", &format!("{tenant}/{id}"))
+        }
+        Ask::SetSecurityGroups { vm, .. } => key("vm", vm),
+        Ask::RemovePort { id } => key("port", id),
         Ask::CreateTenant { .. }
         | Ask::CreateToken { .. }
         | Ask::CreateJoinToken { .. }
         | Ask::Join { .. }
         | Ask::CreateImage { .. }
         | Ask::CreateVm { .. }
+        | Ask::CreateNetwork { .. }
+        | Ask::CreateSecurityGroup { .. }
+        | Ask::CreatePort { .. }
         | Ask::PlanNow => None,
     }
 }
@@ -154,6 +167,15 @@ fn dispatch(control: &mut Control, now: TimeMs, actor: &Actor, ask: Ask) -> Resu
         Ask::SetRun { vm, run } => set_run(control, now, actor, &vm, run),
         Ask::RemoveVm { vm } => remove_vm(control, now, actor, &vm),
         Ask::MeasureVm { vm, span } => measure_vm(control, actor, &vm, span),
+        Ask::CreateNetwork { id, spec } => network::create(control, now, actor, id, spec),
+        Ask::RemoveNetwork { id } => network::remove(control, now, actor, &id),
+        Ask::CreateSecurityGroup { group } => network::create_group(control, now, actor, group),
+        Ask::SetSecurityRules { tenant, id, rules } => network::set_rules(control, now, actor, tenant, id, rules),
+        Ask::RemoveSecurityGroup { tenant, id } => network::remove_group(control, now, actor, tenant, id),
+        Ask::SetSecurityGroups { vm, groups } => {
+            let vm = own_vm(control, actor, &vm)?;
+            network::set_groups(control, now, actor, &vm, groups)
+        }
         ask => {
             if actor.role != Role::Operator {
                 return Err(Refusal::new(RefusalKind::Forbidden, "only an operator may do this".to_owned()));
@@ -177,13 +199,29 @@ fn as_operator(control: &mut Control, now: TimeMs, actor: &Actor, ask: Ask) -> R
         Ask::PowerHost { host, on } => power_host(control, now, &host, on, by),
         Ask::CreateImage { image } => create_image(control, now, image),
         Ask::RemoveImage { id } => remove_image(control, now, &id),
-        Ask::MigrateVm { vm, to } => planning::migrate_by_hand(control, now, &vm, to, by),
+        Ask::MigrateVm { vm, to, method } => migrate::by_hand(control, now, &vm, to, method, by).map(Reply::Migration),
         Ask::CancelMigration { id } => migrate::cancel(control, now, id, by).map(|()| Reply::Migration(id)),
+        Ask::HoldMigration { id, held } => migrate::hold(control, now, id, held, by).map(|()| Reply::Migration(id)),
+        Ask::PrioritiseMigration { id, priority } => {
+            migrate::prioritise(control, now, id, priority, by).map(|()| Reply::Migration(id))
+        }
         Ask::PlanNow => planning::plan_now(control, now),
         Ask::ApprovePlan { id } => planning::approve(control, now, id),
         Ask::RejectPlan { id } => planning::reject(control, now, id, by),
         Ask::SetPolicy { policy } => set_policy(control, now, *policy, by),
-        Ask::Join { .. } | Ask::CreateVm { .. } | Ask::SetRun { .. } | Ask::RemoveVm { .. } | Ask::MeasureVm { .. } => {
+        Ask::CreatePort { spec } => network::create_port(control, now, actor, spec),
+        Ask::RemovePort { id } => network::remove_port(control, now, actor, &id),
+        Ask::Join { .. }
+        | Ask::CreateVm { .. }
+        | Ask::SetRun { .. }
+        | Ask::RemoveVm { .. }
+        | Ask::MeasureVm { .. }
+        | Ask::CreateNetwork { .. }
+        | Ask::RemoveNetwork { .. }
+        | Ask::CreateSecurityGroup { .. }
+        | Ask::SetSecurityRules { .. }
+        | Ask::RemoveSecurityGroup { .. }
+        | Ask::SetSecurityGroups { .. } => {
             Err(Refusal::new(RefusalKind::Invalid, "this is not an operator's request".to_owned()))
         }
     }
@@ -194,6 +232,10 @@ fn remove_host(control: &mut Control, now: TimeMs, host: &HostId) -> Result<Repl
     let vms = control.vms_on(host).count();
     if vms > 0 || control.holds_vms(host) > 0 {
         return Err(Refusal::conflict(format!("{host} still holds {vms} vms: `drover host drain {host}` first")));
+    }
+    if let Some(port) = control.ports().find(|port| port.host == *host) {
+        let detail = format!("{host} has port {}: `drover port rm {}` first", port.id, port.id);
+        return Err(Refusal::conflict(detail));
     }
     control.tables.remove::<Host>(host);
     control.tables.event(
@@ -292,7 +334,7 @@ fn remove_image(control: &mut Control, now: TimeMs, id: &drover_model::ImageId) 
     Ok(Reply::Done)
 }
 
-fn create_vm(control: &mut Control, now: TimeMs, actor: &Actor, id: VmId, spec: VmSpec) -> Result<Reply, Refusal> {
+fn create_vm(control: &mut Control, now: TimeMs, actor: &Actor, id: VmId, mut spec: VmSpec) -> Result<Reply, Refusal> {
     if matches!(&actor.role, Role::Tenant { tenant } if *tenant != spec.tenant) {
         return Err(Refusal::new(RefusalKind::Forbidden, "a tenant makes vms for itself only".to_owned()).at("tenant"));
     }
@@ -308,6 +350,7 @@ fn create_vm(control: &mut Control, now: TimeMs, actor: &Actor, id: VmId, spec: 
     if control.tables.vms.len() >= VMS_MAX {
         return Err(Refusal::conflict(format!("the cluster has {VMS_MAX} vms, its limit")));
     }
+    spec.nic = spec.nic.take().map(|nic| network::card(control, &spec.tenant, nic)).transpose()?;
     fits_somewhere(control, now, &id, &spec)?;
     let vm = Vm {
         id: id.clone(),
@@ -342,7 +385,7 @@ fn fits_somewhere(control: &Control, now: TimeMs, id: &VmId, spec: &VmSpec) -> R
         generation: drover_model::Generation(0),
         vcpus: spec.vcpus,
         memory: spec.memory,
-        network: spec.nic.as_ref().map(|nic| nic.network.clone()),
+        network: control.reach_needed(spec),
         anti_affinity: spec.anti_affinity.clone(),
         pinned_to: spec.pinned_to.clone(),
         host: None,

@@ -8,9 +8,13 @@ use crate::interface::{Commit, Idempotency, Object, ObjectKey, Stored, Write};
 use drover_model::event::{Event, Severity};
 use drover_model::intent::{ApiToken, Host, Image, JoinToken, Tenant, Vm};
 use drover_model::migration::MigrationRecord;
+use drover_model::network::{Network, Port, SecurityGroup};
 use drover_model::plan::PlanRecord;
 use drover_model::policy::Policy;
-use drover_model::{EventSeq, HostId, ImageId, MigrationId, PlanId, Revision, TenantId, TimeMs, TokenId, VmId};
+use drover_model::{
+    EventSeq, HostId, ImageId, MigrationId, NetworkId, PlanId, PortId, Revision, SecurityGroupId, TenantId, TimeMs,
+    TokenId, VmId,
+};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Events kept in memory for the API; the store keeps at least as many.
@@ -38,6 +42,10 @@ pub struct Tables {
     pub plans: Table<PlanId, PlanRecord>,
     pub policy: Table<(), Policy>,
     pub idempotency: Table<String, Idempotency>,
+    pub networks: Table<NetworkId, Network>,
+    /// A group's name is unique within its tenant.
+    pub security_groups: Table<(TenantId, SecurityGroupId), SecurityGroup>,
+    pub ports: Table<PortId, Port>,
     pub events: VecDeque<Event>,
     next_event: EventSeq,
     changes: Changes,
@@ -98,6 +106,12 @@ entity!(MigrationRecord, MigrationId, migrations, Object::Migration, |m| m.id);
 entity!(PlanRecord, PlanId, plans, Object::Plan, |p| p.id);
 entity!(Policy, (), policy, Object::Policy, |_p| ());
 entity!(Idempotency, String, idempotency, Object::Idempotency, |i| i.key.clone());
+entity!(Network, NetworkId, networks, Object::Network, |n| n.id.clone());
+entity!(SecurityGroup, (TenantId, SecurityGroupId), security_groups, Object::SecurityGroup, |g| (
+    g.tenant.clone(),
+    g.id.clone()
+));
+entity!(Port, PortId, ports, Object::Port, |p| p.id.clone());
 
 impl Tables {
     pub fn load(stored: Vec<Stored>, events: Vec<Event>, revision: Revision) -> Self {
@@ -117,6 +131,9 @@ impl Tables {
                 Object::Plan(value) => insert(&mut tables, revision, value),
                 Object::Policy(value) => insert(&mut tables, revision, value),
                 Object::Idempotency(value) => insert(&mut tables, revision, value),
+                Object::Network(value) => insert(&mut tables, revision, value),
+                Object::SecurityGroup(value) => insert(&mut tables, revision, value),
+                Object::Port(value) => insert(&mut tables, revision, value),
             }
         }
         tables.next_event = events.last().map_or(EventSeq(1), |event| event.seq.next());
@@ -187,6 +204,11 @@ impl Tables {
         self.changes.events.push(event);
     }
 
+    /// The objects that the step under way has changed so far.
+    pub fn changed(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.changes.writes.keys()
+    }
+
     /// Ends the step: everything it changed, as one transaction; `None` if it changed nothing.
     pub fn take_commit(&mut self) -> Option<Commit> {
         let Changes { writes, events } = std::mem::take(&mut self.changes);
@@ -222,6 +244,12 @@ impl Tables {
             "plan" => of(&self.plans, id.parse().ok()),
             "policy" => of(&self.policy, Some(())),
             "idempotency" => of(&self.idempotency, Some(id.to_owned())),
+            "network" => of(&self.networks, id.parse().ok()),
+            "security-group" => {
+                let key = id.split_once('/').and_then(|(tenant, id)| tenant.parse().ok().zip(id.parse().ok()));
+                of(&self.security_groups, key)
+            }
+            "port" => of(&self.ports, id.parse().ok()),
             _ => None,
         }
     }

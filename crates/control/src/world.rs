@@ -1,6 +1,7 @@
 //! The planner's view of the moment, and a vm's state in one word: both made from intent and what is observed.
 
 use crate::Control;
+use crate::compatibility::{Kinds, reach};
 use crate::live::Seen;
 use drover_model::intent::{Host, PowerIntent, RunIntent, Vm};
 use drover_model::inventory::{VmInventory, VmState};
@@ -26,16 +27,24 @@ pub struct VmStatus<'a> {
 impl Control {
     /// Everything the planner may know, at `now`.
     pub fn world(&self, now: TimeMs) -> World {
+        let kinds = Kinds::of(self);
         World {
             now,
             revision: self.revision(),
             policy: self.policy().clone(),
-            hosts: self.hosts().map(|host| (host.id.clone(), self.host_view(host))).collect(),
-            vms: self.vms().filter_map(|vm| Some((vm.id.clone(), self.vm_view(vm)?))).collect(),
+            hosts: self.hosts().map(|host| (host.id.clone(), self.host_view(host, &kinds))).collect(),
+            vms: self.vms().filter_map(|vm| Some((vm.id.clone(), self.vm_view(vm, now)?))).collect(),
         }
     }
 
-    fn host_view(&self, host: &Host) -> HostView {
+    /// As much of it as concerns this vm alone, without the hosts.
+    pub(crate) fn world_of(&self, now: TimeMs, vm: &Vm) -> World {
+        let vms = self.vm_view(vm, now).map(|view| (vm.id.clone(), view)).into_iter().collect();
+        World { now, revision: self.revision(), policy: self.policy().clone(), hosts: Default::default(), vms }
+    }
+
+    fn host_view(&self, host: &Host, kinds: &Kinds) -> HostView {
+        let (kind, refuses) = kinds.of_host(&host.id);
         let live = self.live.hosts.get(&host.id);
         HostView {
             state: self.live.state(&host.id),
@@ -43,14 +52,16 @@ impl Control {
             maintenance: host.maintenance,
             power_managed: self.settings.power_managed.contains(&host.id) && host.power != PowerIntent::Off,
             boot_time: host.boot_time.unwrap_or(BOOT_TIME_GUESS),
-            networks: host.networks.clone(),
+            networks: reach(host),
+            kind,
+            refuses,
             load: live.map(|live| live.load.clone()).unwrap_or_default(),
             since: live.map_or(self.started_at, |live| live.since),
         }
     }
 
     /// `None` for a vm that takes no room: stopped, and gone from its host.
-    fn vm_view(&self, vm: &Vm) -> Option<VmView> {
+    fn vm_view(&self, vm: &Vm, now: TimeMs) -> Option<VmView> {
         if !self.takes_room(vm) {
             return None;
         }
@@ -61,17 +72,17 @@ impl Control {
             generation: vm.generation,
             vcpus: vm.spec.vcpus,
             memory: vm.spec.memory,
-            network: vm.spec.nic.as_ref().map(|nic| nic.network.clone()),
+            network: self.reach_needed(&vm.spec),
             anti_affinity: vm.spec.anti_affinity.clone(),
             pinned_to: vm.spec.pinned_to.clone(),
             host: vm.host.clone(),
-            movable: self.movable(vm, seen),
+            movable: self.movable_by_plan(vm, seen, now),
             moved: vm.moved_at.zip(vm.moved_from.clone()),
             load: self.live.vm_load.get(&vm.id).cloned().unwrap_or_default(),
         })
     }
 
-    fn takes_room(&self, vm: &Vm) -> bool {
+    pub(crate) fn takes_room(&self, vm: &Vm) -> bool {
         let seen = vm.host.as_ref().map(|host| self.live.sees(host, &vm.id));
         let runs = matches!(seen, Some(Seen::There(inventory)) if inventory.state.runs_guest());
         (vm.run == RunIntent::Running && !vm.deleting) || runs
@@ -86,6 +97,9 @@ impl Control {
         }
         if !vm.spec.pinned_to.is_empty() && !vm.spec.pinned_to.contains(to) {
             return Some(format!("{} is pinned to other hosts than {to}", vm.spec.name));
+        }
+        if let Some(why) = self.incompatible(vm, to) {
+            return Some(why);
         }
         let moves = |other: &Vm| {
             other.migration.and_then(|id| self.migration(id)).is_some_and(|m| m.to == *to || m.from == *to)
@@ -105,7 +119,25 @@ impl Control {
         (demand > room_for).then(|| format!("{to} would need {demand} of memory and has {room_for}"))
     }
 
-    fn movable(&self, vm: &Vm, seen: Option<Seen<'_>>) -> Movable {
+    fn movable_by_plan(&self, vm: &Vm, seen: Option<Seen<'_>>, now: TimeMs) -> Movable {
+        match (self.movable(vm, seen), self.cools_down(&vm.id, now)) {
+            (Movable::Yes, Some(why)) => Movable::No { why },
+            (movable, _) => movable,
+        }
+    }
+
+    /// Why the planner leaves this vm alone for now; completes "because ...".
+    pub(crate) fn cools_down(&self, vm: &VmId, now: TimeMs) -> Option<String> {
+        let cooled = self.transfers.cooling().of(vm, now)?;
+        let times = if cooled.failures == 1 {
+            "its last move".to_owned()
+        } else {
+            format!("its last {} moves", cooled.failures)
+        };
+        Some(format!("{times} failed ({}), and it is left alone for another {}", cooled.why, cooled.until.since(now)))
+    }
+
+    pub(crate) fn movable(&self, vm: &Vm, seen: Option<Seen<'_>>) -> Movable {
         let no = |why: &str| Movable::No { why: why.to_owned() };
         if let Some(record) = vm.migration.and_then(|id| self.migration(id)) {
             let to = if vm.host.as_ref() == Some(&record.to) { record.from.clone() } else { record.to.clone() };
@@ -153,6 +185,10 @@ impl Control {
             (run, Seen::There(inventory)) => match &inventory.state {
                 VmState::Running if run == RunIntent::Stopped => ("stopping", trouble),
                 VmState::Running | VmState::Outgoing { .. } => ("running", trouble),
+                VmState::Completing { stalled: false, .. } => ("migrating", trouble),
+                VmState::Completing { stalled: true, .. } => {
+                    ("migrating", Some("part of its memory is still at its last host, which is not reached".to_owned()))
+                }
                 VmState::Starting => ("starting", trouble),
                 VmState::Stopping => ("stopping", trouble),
                 VmState::Stopped if run == RunIntent::Running => ("starting", trouble),

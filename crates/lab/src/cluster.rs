@@ -2,9 +2,11 @@
 
 use crate::config::{self, HostSize};
 use crate::limits::{HOSTS_UP_WAIT_MAX, POLL, SERVER_READY_WAIT_MAX};
+use crate::netns::Namespace;
 use crate::place::Place;
 use crate::power::Wiring;
-use crate::process::Daemon;
+use crate::process::{self, Daemon};
+use crate::vms::{self, TAP_PREFIX};
 use anyhow::{Context, Result, anyhow, bail};
 use drover_api::client::{Client, ClientConfig};
 use drover_api::v1::{CreateJoinToken, CreateTenant, CreateToken, RoleName};
@@ -110,6 +112,35 @@ impl Cluster {
     /// Plugs a host's management link in or out.
     pub fn link(&self, host: &HostId, up: bool) -> Result<()> {
         self.wiring.net(&self.place)?.link(self.wiring.number(host)?, up)
+    }
+
+    /// Opens or cuts the path that migrations between two hosts take; both still reach the server.
+    pub fn path(&self, a: &HostId, b: &HostId, open: bool) -> Result<()> {
+        self.wiring.net(&self.place)?.path(self.wiring.number(a)?, self.wiring.number(b)?, open)
+    }
+
+    /// The namespace that stands for a host.
+    pub fn namespace(&self, host: &HostId) -> Result<Namespace> {
+        Ok(self.wiring.net(&self.place)?.host(self.wiring.number(host)?))
+    }
+
+    /// Pulls a host's plug: what it ran is gone at once, and so is what its kernel held for the vms.
+    /// [`Cluster::plug_in`] brings it back.
+    pub fn pull_plug(&self, host: &HostId) -> Result<()> {
+        self.link(host, false)?;
+        let vms = vms::running(&self.place).into_iter().filter(|vm| vm.host == *host).map(|vm| vm.pid);
+        let pids: Vec<u32> = self.agent(host)?.pid().into_iter().chain(vms).collect();
+        process::end_all(&pids, Duration::ZERO)?;
+        let namespace = self.namespace(host)?;
+        for tap in namespace.interfaces()?.iter().filter(|name| name.starts_with(TAP_PREFIX)) {
+            namespace.ip(&["link", "del", tap])?;
+        }
+        Ok(())
+    }
+
+    pub fn plug_in(&self, host: &HostId) -> Result<()> {
+        self.link(host, true)?;
+        self.agent(host)?.start()
     }
 
     /// Waits until the server answers, after it was started again.

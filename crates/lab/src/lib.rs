@@ -21,13 +21,16 @@
 //! | [`config`] | the configurations they are given |
 //! | [`vms`] | the vms: image, creation, load, where they run |
 //! | [`net`], [`netns`] | namespaces, bridges, links |
+//! | [`shaping`] | the speed of links |
 //! | [`process`] | starting and ending programs |
 //! | [`probe`], [`ticks`] | what can be seen of the guests from outside |
 //! | [`power`] | the hosts' power switch |
+//! | [`faults`] | who dies in which phase of a migration |
 //! | [`place`], [`sweep`] | where a lab keeps its things, and getting rid of them |
 
 pub mod cluster;
 pub mod config;
+pub mod faults;
 pub mod lab;
 pub mod limits;
 pub mod net;
@@ -36,6 +39,7 @@ pub mod place;
 pub mod power;
 pub mod probe;
 pub mod process;
+pub mod shaping;
 pub mod sweep;
 pub mod ticks;
 pub mod vms;

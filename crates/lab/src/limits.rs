@@ -13,6 +13,8 @@ pub const SERVER_READY_WAIT_MAX: Duration = Duration::from_secs(60);
 pub const HOSTS_UP_WAIT_MAX: Duration = Duration::from_secs(60);
 /// A guest answers after being created, with all of them booting at once.
 pub const GUESTS_UP_WAIT_MAX: Duration = Duration::from_secs(180);
+/// A started program shows in the process table.
+pub const START_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A program ends after SIGTERM; then it is killed.
 pub const TERMINATE_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A killed program is gone.

@@ -24,6 +24,10 @@ const MGMT: &str = "mgmt";
 const PROV: &str = "prov";
 const MGMT_MAC: &str = "02:4d:00:00:00:01";
 const PROV_MAC: &str = "02:50:00:00:00:01";
+/// Of no interface.
+const NOBODY_MAC: &str = "02:4e:00:00:00:01";
+/// A host's own end of its management link.
+const MGMT_INTERFACE: &str = "eth0";
 
 /// One host's part of the network, by its number from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,11 +44,11 @@ impl HostNumber {
     }
 
     /// The switch's end of the management link.
-    fn mgmt_port(self) -> String {
+    pub(crate) fn mgmt_port(self) -> String {
         format!("h{}m", self.0)
     }
 
-    fn prov_port(self) -> String {
+    pub(crate) fn prov_port(self) -> String {
         format!("h{}p", self.0)
     }
 
@@ -108,6 +112,18 @@ impl LabNet {
     /// Plugs a host's management link in or out at the switch.
     pub fn link(&self, number: HostNumber, up: bool) -> Result<()> {
         self.switch().ip(&["link", "set", &number.mgmt_port(), if up { "up" } else { "down" }])
+    }
+
+    /// Opens or cuts the path between two hosts on the management network; both still reach the server. What one sends
+    /// to the other while it is cut goes to an address nobody has, so neither is told.
+    pub fn path(&self, a: HostNumber, b: HostNumber, open: bool) -> Result<()> {
+        for (from, to) in [(a, b), (b, a)] {
+            let peer = to.address().to_string();
+            let entry = ["lladdr", NOBODY_MAC, "nud", "permanent"];
+            let (verb, entry) = if open { ("del", &[][..]) } else { ("replace", &entry[..]) };
+            self.host(from).ip(&[&["neigh", verb, &peer, "dev", MGMT_INTERFACE], entry].concat())?;
+        }
+        Ok(())
     }
 }
 

@@ -57,6 +57,21 @@ impl Namespace {
         ip(&[&["-n", &self.name], args].concat())
     }
 
+    /// Names of the interfaces on the inside.
+    pub fn interfaces(&self) -> Result<Vec<String>> {
+        self.within(|| {
+            // One line each after two of headings (proc_pid_net(5)).
+            let table = std::fs::read_to_string("/proc/thread-self/net/dev").context("can't read the interfaces")?;
+            let names = table.lines().skip(2).filter_map(|line| line.split_once(':'));
+            Ok(names.map(|(name, _)| name.trim().to_owned()).collect())
+        })
+    }
+
+    /// Runs `tc` on the inside.
+    pub fn tc(&self, args: &[&str]) -> Result<()> {
+        iproute2("tc", &[&["-n", &self.name], args].concat())
+    }
+
     /// Moves the calling thread in. There is no way back: meant for threads made for it.
     pub fn enter(&self) -> Result<()> {
         let path = self.path();
@@ -95,8 +110,12 @@ pub fn with_prefix(prefix: &str) -> Vec<Namespace> {
 
 /// Runs iproute2's `ip` by argument list.
 pub fn ip(args: &[&str]) -> Result<()> {
-    let shown = format!("ip {}", args.join(" "));
-    let mut child = Command::new("ip")
+    iproute2("ip", args)
+}
+
+fn iproute2(program: &str, args: &[&str]) -> Result<()> {
+    let shown = format!("{program} {}", args.join(" "));
+    let mut child = Command::new(program)
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
@@ -57,9 +57,31 @@ impl Probe {
         lock(&self.book).snapshot(self.opened.elapsed())
     }
 
+    /// For a task of its own that follows the ticks.
+    pub fn reader(&self) -> TickReader {
+        TickReader { opened: self.opened, book: self.book.clone() }
+    }
+
     /// Forgets how long vms were silent so far.
     pub fn reset_gaps(&self) {
         lock(&self.book).reset_gaps(self.opened.elapsed());
+    }
+}
+
+/// Reads what a [`Probe`] has heard.
+#[derive(Debug, Clone)]
+pub struct TickReader {
+    opened: Instant,
+    book: Arc<Mutex<TickBook>>,
+}
+
+impl TickReader {
+    /// What is known of one vm, and how long it has been silent; `None` until it is first heard.
+    pub fn vm(&self, name: &str) -> Option<(VmTicks, Duration)> {
+        let now = self.opened.elapsed();
+        let ticks = lock(&self.book).snapshot(now).remove(name)?;
+        let silent = ticks.silent_for(now);
+        Some((ticks, silent))
     }
 }
 
@@ -143,7 +165,6 @@ async fn request(address: SocketAddr, method: &str, target: &str) -> Result<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
     use tokio::net::TcpListener;
 
     #[tokio::test]

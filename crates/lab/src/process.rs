@@ -1,6 +1,6 @@
 //! Starting and ending programs, and knowing whether they run.
 
-use crate::limits::{KILL_WAIT_MAX, POLL, TERMINATE_WAIT_MAX};
+use crate::limits::{KILL_WAIT_MAX, POLL, START_WAIT_MAX, TERMINATE_WAIT_MAX};
 use crate::netns::Namespace;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -45,6 +45,14 @@ impl Daemon {
                 .spawn()
                 .with_context(|| format!("can't start {}: build it first", self.program.display()))
         })?;
+        // It is known by its command line, which shows a moment after its program has begun.
+        let deadline = Instant::now() + START_WAIT_MAX;
+        while self.pid().is_none()
+            && Instant::now() < deadline
+            && child.try_wait().with_context(|| format!("lost sight of {}", self.program.display()))?.is_none()
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // Nobody else waits for it, and without that it would stay in the process table. Its end is told by `pid`.
         std::thread::spawn(move || child.wait());
         Ok(())
@@ -69,6 +77,12 @@ impl Daemon {
     /// `kill -9`, and waits until it is gone.
     pub fn kill(&self) -> Result<()> {
         end_all(&Vec::from_iter(self.pid()), Duration::ZERO)
+    }
+
+    /// Makes it stand still, or go on. What is sent to it meanwhile waits for it.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let pid = self.pid().with_context(|| format!("{} does not run", self.config.display()))?;
+        signal(pid, if frozen { Signal::SIGSTOP } else { Signal::SIGCONT })
     }
 
     /// Asks it to end; kills it when it has not within [`TERMINATE_WAIT_MAX`].

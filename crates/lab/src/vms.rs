@@ -18,9 +18,12 @@ use std::path::PathBuf;
 /// The image's name in the lab.
 pub const IMAGE: &str = "guest-load";
 
+/// Of the taps that agents make for vms.
+pub const TAP_PREFIX: &str = "dv";
+
 /// `tsc=reliable` and `no_timer_check` keep the guest from judging its clocks by how it is scheduled:
 /// a starved guest would find them unreliable and go over to slower ones.
-const KERNEL_CMDLINE: &str = "console=ttyS0 quiet panic=5 mitigations=off no_timer_check tsc=reliable";
+pub const KERNEL_CMDLINE: &str = "console=ttyS0 quiet panic=5 mitigations=off no_timer_check tsc=reliable";
 
 /// Files built by `cargo xtask guest-image`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +111,7 @@ impl NewVm {
             anti_affinity: self.anti_affinity.clone(),
             pinned_to: self.pinned_to.clone(),
             guest_args: guest_args.map(|(key, value)| (key.to_owned(), value)).into(),
+            ..CreateVm::default()
         }
     }
 }
@@ -130,6 +134,12 @@ impl LabVm {
 
     pub async fn view(&self, client: &Client) -> Result<VmView> {
         client.vm(self.id.as_str(), &VmQuery::default()).await.with_context(|| format!("can't read vm {}", self.name))
+    }
+
+    /// Whether an interface of this name is its tap: such carry what is random in its id, as far as it fits.
+    pub fn is_tap(&self, interface: &str) -> bool {
+        let id = self.id.as_str().trim_start_matches("vm-");
+        interface.strip_prefix(TAP_PREFIX).is_some_and(|rest| !rest.is_empty() && id.starts_with(rest))
     }
 
     pub async fn set_load(&self, load: GuestLoad) -> Result<()> {

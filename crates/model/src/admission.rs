@@ -49,6 +49,9 @@ pub fn admit(known: Option<Known<'_>>, command: &Command) -> Admission {
             | Command::MigrateOut { .. }
             | Command::CommitSwitchOver { .. }
             | Command::TakeBack { .. }
+            | Command::AdjustMigration { .. }
+            | Command::RecoverIncoming { .. }
+            | Command::RecoverOutgoing { .. }
             | Command::MeasureDirtyRate { .. } => Refuse(CommandRefusal::UnknownVm),
         };
     };
@@ -59,16 +62,21 @@ pub fn admit(known: Option<Known<'_>>, command: &Command) -> Admission {
         Command::Run { run, generation } => admit_run(known, run, *generation),
         Command::Stop { .. } => admit_stop(known),
         Command::Release { .. } => Act,
-        Command::PrepareIncoming { run, generation, migration } => admit_incoming(known, run, *generation, *migration),
+        Command::PrepareIncoming { run, generation, migration, .. } => {
+            admit_incoming(known, run, *generation, *migration)
+        }
         Command::MigrateOut { generation, migration, .. } => admit_outgoing(known, *generation, *migration),
         Command::CommitSwitchOver { migration, .. } => admit_commit(known, *migration),
         Command::CancelMigration { migration, .. } => admit_cancel(known, *migration),
         Command::TakeBack { generation, migration, .. } => admit_take_back(known, *generation, *migration),
+        Command::AdjustMigration { migration, .. } => admit_adjustment(known, *migration),
+        Command::RecoverIncoming { migration, .. } => admit_recovery_here(known, *migration),
+        Command::RecoverOutgoing { migration, .. } => admit_recovery_from_here(known, *migration),
         Command::MeasureDirtyRate { .. } => admit_measurement(known),
     }
 }
 
-/// The generation a command was decided at; a cancel has none, it is about one migration only.
+/// The generation a command was decided at; a cancel and an adjustment have none, they are about one migration only.
 pub fn generation(command: &Command) -> Option<Generation> {
     match command {
         Command::Run { generation, .. }
@@ -78,8 +86,10 @@ pub fn generation(command: &Command) -> Option<Generation> {
         | Command::MigrateOut { generation, .. }
         | Command::CommitSwitchOver { generation, .. }
         | Command::TakeBack { generation, .. }
+        | Command::RecoverIncoming { generation, .. }
+        | Command::RecoverOutgoing { generation, .. }
         | Command::MeasureDirtyRate { generation, .. } => Some(*generation),
-        Command::CancelMigration { .. } => None,
+        Command::CancelMigration { .. } | Command::AdjustMigration { .. } => None,
     }
 }
 
@@ -102,6 +112,9 @@ fn admit_run(known: Known<'_>, run: &VmRun, generation: Generation) -> Admission
             }),
         },
         VmState::Outgoing { phase: OutgoingPhase::PreCopy | OutgoingPhase::AtSwitchOver, .. } if !newer => Repeat,
+        VmState::Completing { .. } if !newer => Repeat,
+        // Its memory is given up: it is ended and started anew.
+        VmState::Completing { stalled: true, .. } => Act,
         // It does not run, and a new generation may start it anew. A qemu that still waits for it is ended first.
         VmState::Stopped | VmState::Failed { .. } | VmState::Incoming { .. } | VmState::IncomingFailed { .. }
             if newer =>
@@ -113,6 +126,7 @@ fn admit_run(known: Known<'_>, run: &VmRun, generation: Generation) -> Admission
         | VmState::Failed { .. }
         | VmState::Incoming { .. }
         | VmState::IncomingFailed { .. }
+        | VmState::Completing { .. }
         | VmState::Outgoing { .. }
         | VmState::HandedOver { .. } => wrong_state(known.state),
     }
@@ -125,6 +139,7 @@ fn admit_stop(known: Known<'_>) -> Admission {
         VmState::Stopping | VmState::Stopped => Act,
         VmState::Incoming { .. }
         | VmState::IncomingFailed { .. }
+        | VmState::Completing { .. }
         | VmState::Outgoing { .. }
         | VmState::HandedOver { .. } => wrong_state(known.state),
     }
@@ -157,6 +172,7 @@ fn admit_incoming(known: Known<'_>, run: &VmRun, generation: Generation, migrati
         | VmState::Failed { .. }
         | VmState::Incoming { .. }
         | VmState::IncomingFailed { .. }
+        | VmState::Completing { .. }
         | VmState::Outgoing { .. }
         | VmState::HandedOver { .. } => wrong_state(known.state),
     }
@@ -181,6 +197,7 @@ fn admit_outgoing(known: Known<'_>, generation: Generation, migration: Migration
         | VmState::Failed { .. }
         | VmState::Incoming { .. }
         | VmState::IncomingFailed { .. }
+        | VmState::Completing { .. }
         | VmState::Outgoing { .. }
         | VmState::HandedOver { .. } => wrong_state(known.state),
     }
@@ -190,7 +207,7 @@ fn admit_commit(known: Known<'_>, migration: MigrationId) -> Admission {
     match known.state {
         VmState::Outgoing { migration: current, phase } if *current == migration => match phase {
             OutgoingPhase::AtSwitchOver => Act,
-            OutgoingPhase::SwitchingOver => Repeat,
+            OutgoingPhase::SwitchingOver | OutgoingPhase::PostCopy | OutgoingPhase::PostCopyPaused => Repeat,
             OutgoingPhase::PreCopy => wrong_state(known.state),
         },
         VmState::HandedOver { migration: current } if *current == migration => Repeat,
@@ -201,6 +218,7 @@ fn admit_commit(known: Known<'_>, migration: MigrationId) -> Admission {
         | VmState::Failed { .. }
         | VmState::Incoming { .. }
         | VmState::IncomingFailed { .. }
+        | VmState::Completing { .. }
         | VmState::Outgoing { .. }
         | VmState::HandedOver { .. } => wrong_state(known.state),
     }
@@ -213,9 +231,15 @@ fn admit_cancel(known: Known<'_>, migration: MigrationId) -> Admission {
     match known.state {
         VmState::Outgoing { migration: current, phase } if *current == migration => match phase {
             OutgoingPhase::PreCopy | OutgoingPhase::AtSwitchOver => Act,
-            OutgoingPhase::SwitchingOver => wrong_state(known.state),
+            OutgoingPhase::SwitchingOver | OutgoingPhase::PostCopy | OutgoingPhase::PostCopyPaused => {
+                wrong_state(known.state)
+            }
         },
-        VmState::HandedOver { migration: current } if *current == migration => wrong_state(known.state),
+        VmState::HandedOver { migration: current } | VmState::Completing { migration: current, .. }
+            if *current == migration =>
+        {
+            wrong_state(known.state)
+        }
         VmState::Incoming { migration: current } | VmState::IncomingFailed { migration: current, .. }
             if *current == migration =>
         {
@@ -229,6 +253,7 @@ fn admit_cancel(known: Known<'_>, migration: MigrationId) -> Admission {
         | VmState::Failed { .. }
         | VmState::Incoming { .. }
         | VmState::IncomingFailed { .. }
+        | VmState::Completing { .. }
         | VmState::Outgoing { .. }
         | VmState::HandedOver { .. } => Repeat,
     }
@@ -261,8 +286,40 @@ fn admit_take_back(known: Known<'_>, generation: Generation, migration: Migratio
         | VmState::Failed { .. }
         | VmState::Incoming { .. }
         | VmState::IncomingFailed { .. }
+        | VmState::Completing { .. }
         | VmState::Outgoing { .. }
         | VmState::HandedOver { .. } => wrong_state(known.state),
+    }
+}
+
+fn admit_adjustment(known: Known<'_>, migration: MigrationId) -> Admission {
+    match known.state {
+        VmState::Outgoing { migration: current, phase: OutgoingPhase::PreCopy | OutgoingPhase::PostCopy }
+            if *current == migration =>
+        {
+            Act
+        }
+        _ => wrong_state(known.state),
+    }
+}
+
+fn admit_recovery_here(known: Known<'_>, migration: MigrationId) -> Admission {
+    match known.state {
+        VmState::Completing { migration: current, stalled: true } if *current == migration => Act,
+        _ => wrong_state(known.state),
+    }
+}
+
+fn admit_recovery_from_here(known: Known<'_>, migration: MigrationId) -> Admission {
+    match known.state {
+        VmState::Outgoing { migration: current, phase } if *current == migration => match phase {
+            OutgoingPhase::PostCopyPaused => Act,
+            OutgoingPhase::PostCopy => Repeat,
+            OutgoingPhase::PreCopy | OutgoingPhase::AtSwitchOver | OutgoingPhase::SwitchingOver => {
+                wrong_state(known.state)
+            }
+        },
+        _ => wrong_state(known.state),
     }
 }
 
@@ -276,6 +333,7 @@ fn admit_measurement(known: Known<'_>) -> Admission {
         | VmState::Failed { .. }
         | VmState::Incoming { .. }
         | VmState::IncomingFailed { .. }
+        | VmState::Completing { .. }
         | VmState::Outgoing { .. }
         | VmState::HandedOver { .. } => wrong_state(known.state),
     }
@@ -285,6 +343,7 @@ fn admit_measurement(known: Known<'_>) -> Admission {
 mod tests {
     use super::*;
     use crate::command::MigrationTarget;
+    use crate::migration::{Pace, Strategy};
     use crate::policy::MigrationPolicy;
     use crate::{Bytes, Millis};
 
@@ -317,9 +376,17 @@ mod tests {
             "pre-copy" => VmState::Outgoing { migration, phase: OutgoingPhase::PreCopy },
             "at-switch-over" => VmState::Outgoing { migration, phase: OutgoingPhase::AtSwitchOver },
             "switching-over" => VmState::Outgoing { migration, phase: OutgoingPhase::SwitchingOver },
+            "post-copy" => VmState::Outgoing { migration, phase: OutgoingPhase::PostCopy },
+            "post-copy-paused" => VmState::Outgoing { migration, phase: OutgoingPhase::PostCopyPaused },
+            "completing" => VmState::Completing { migration, stalled: false },
+            "stalled" => VmState::Completing { migration, stalled: true },
             "handed-over" => VmState::HandedOver { migration },
             other => panic!("no state {other}"),
         }
+    }
+
+    fn target() -> MigrationTarget {
+        MigrationTarget { host: "h2".parse().unwrap(), address: [127, 0, 0, 1].into(), port: 1, relay: None }
     }
 
     /// `verb generation [migration]`; `run*` carries other content than the known one.
@@ -331,6 +398,7 @@ mod tests {
         let content = if verb.ends_with('*') { "other" } else { "same" };
         match verb.trim_end_matches('*') {
             "cancel" => Command::CancelMigration { vm, migration: MigrationId(number(7)) },
+            "adjust" => Command::AdjustMigration { vm, migration: MigrationId(number(7)), pace: Pace::default() },
             verb => {
                 let generation = Generation(number(5));
                 let migration = MigrationId(number(7));
@@ -339,14 +407,23 @@ mod tests {
                     "stop" => Command::Stop { vm, generation, grace: Millis(100) },
                     "release" => Command::Release { vm, generation, delete_disk: false },
                     "purge" => Command::Release { vm, generation, delete_disk: true },
-                    "receive" => Command::PrepareIncoming { run: vm_run(content), generation, migration },
+                    "receive" => Command::PrepareIncoming {
+                        run: vm_run(content),
+                        generation,
+                        migration,
+                        from: "h1".parse().unwrap(),
+                        strategy: Strategy::PRE_COPY,
+                    },
                     "send" => Command::MigrateOut {
                         vm,
                         generation,
                         migration,
-                        target: MigrationTarget { address: [127, 0, 0, 1].into(), port: 1 },
+                        target: target(),
                         limits: MigrationPolicy::default(),
+                        strategy: Strategy::PRE_COPY,
                     },
+                    "recover-in" => Command::RecoverIncoming { vm, generation, migration },
+                    "recover-out" => Command::RecoverOutgoing { vm, generation, migration, target: target() },
                     "commit" => Command::CommitSwitchOver { vm, generation, migration },
                     "take-back" => Command::TakeBack { vm, generation, migration },
                     "measure" => Command::MeasureDirtyRate { vm, generation, span: Millis::secs(2) },
@@ -523,5 +600,41 @@ mod tests {
         let known = |arrived_by| Known { run: &run, generation: Generation(5), state: &VmState::Running, arrived_by };
         assert_eq!(word(&admit(Some(known(Some(MigrationId(7)))), &command("cancel 7"))), "state");
         assert_eq!(word(&admit(Some(known(Some(MigrationId(6)))), &command("cancel 7"))), "repeat");
+    }
+
+    #[test]
+    fn a_post_copy_is_recovered_where_it_stalled_and_never_taken_back() {
+        check(
+            Some("completing"),
+            &[
+                ("run 5", "repeat"),
+                ("run 6", "state"),
+                ("stop 5", "state"),
+                ("send 5 8", "state"),
+                ("cancel 7", "state"),
+                ("recover-in 5 7", "state"),
+                ("release 6", "act"),
+            ],
+        );
+        check(
+            Some("stalled"),
+            &[("recover-in 5 7", "act"), ("recover-in 5 8", "state"), ("run 6", "act"), ("cancel 7", "state")],
+        );
+        check(
+            Some("post-copy"),
+            &[("recover-out 6 7", "repeat"), ("take-back 7 7", "state"), ("cancel 7", "state"), ("adjust 7", "act")],
+        );
+        check(
+            Some("post-copy-paused"),
+            &[
+                ("recover-out 6 7", "act"),
+                ("recover-out 6 8", "state"),
+                ("commit 6 7", "repeat"),
+                ("take-back 7 7", "state"),
+                ("run 6", "state"),
+            ],
+        );
+        check(Some("running"), &[("adjust 7", "state"), ("recover-out 5 7", "state"), ("recover-in 5 7", "state")]);
+        check(Some("pre-copy"), &[("adjust 7", "act"), ("adjust 8", "state")]);
     }
 }

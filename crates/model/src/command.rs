@@ -2,9 +2,9 @@
 //! was decided at: an agent that knows a newer one refuses, and executing one twice changes nothing.
 
 use crate::intent::{Nic, VmSpec};
-use crate::migration::{MigrationProgress, MigrationReport};
+use crate::migration::{MigrationProgress, MigrationReport, Pace, Strategy};
 use crate::policy::MigrationPolicy;
-use crate::{Bytes, Generation, ImageId, MigrationId, Millis, TimeMs, VmId};
+use crate::{Bytes, Generation, HostId, ImageId, MigrationId, Millis, TimeMs, VmId};
 use serde::{Deserialize, Serialize};
 
 /// All that a host must know to run a vm; two hosts given the same value build the same virtual machine.
@@ -50,7 +50,12 @@ impl VmRun {
             cmdline,
             vcpus: spec.vcpus,
             memory: spec.memory,
-            nic: spec.nic.clone(),
+            // What guards the card and limits it reaches the host by itself, and may change while the vm runs.
+            nic: spec.nic.clone().map(|nic| Nic {
+                security_groups: Default::default(),
+                bandwidth: Default::default(),
+                ..nic
+            }),
         }
     }
 }
@@ -65,8 +70,8 @@ pub enum Command {
     /// The right to run has left this host, or the vm is gone: end the process at once and forget the vm.
     /// `delete_disk` only when the vm is gone for good.
     Release { vm: VmId, generation: Generation, delete_disk: bool },
-    /// Start a qemu that waits for memory. `generation` is the one the vm will have here.
-    PrepareIncoming { run: VmRun, generation: Generation, migration: MigrationId },
+    /// Start a qemu that waits for memory from `from`. `generation` is the one the vm will have here.
+    PrepareIncoming { run: VmRun, generation: Generation, migration: MigrationId, from: HostId, strategy: Strategy },
     /// Send the vm away: pre-copy, pause, tell [`MigrationUpdate::AtSwitchOver`], wait for
     /// [`Command::CommitSwitchOver`] at most `limits.commit_wait_max`, else take the guest back.
     MigrateOut {
@@ -75,7 +80,15 @@ pub enum Command {
         migration: MigrationId,
         target: MigrationTarget,
         limits: MigrationPolicy,
+        strategy: Strategy,
     },
+    /// To the source of a migration under way: change how fast it may send. Forgotten at its end.
+    AdjustMigration { vm: VmId, migration: MigrationId, pace: Pace },
+    /// To the destination whose post-copy stalled: listen for the source once more. Answered by
+    /// [`CommandOutcome::Listening`].
+    RecoverIncoming { vm: VmId, generation: Generation, migration: MigrationId },
+    /// To the source whose post-copy stalled: connect anew and go on.
+    RecoverOutgoing { vm: VmId, generation: Generation, migration: MigrationId, target: MigrationTarget },
     /// To the source: the new generation is committed, finish the switch-over.
     CommitSwitchOver { vm: VmId, generation: Generation, migration: MigrationId },
     /// To the source: stop sending, run on; refused past the commit. To the destination: end the waiting qemu; refused
@@ -106,6 +119,9 @@ impl Command {
             | Self::MigrateOut { vm, .. }
             | Self::CommitSwitchOver { vm, .. }
             | Self::CancelMigration { vm, .. }
+            | Self::AdjustMigration { vm, .. }
+            | Self::RecoverIncoming { vm, .. }
+            | Self::RecoverOutgoing { vm, .. }
             | Self::TakeBack { vm, .. }
             | Self::MeasureDirtyRate { vm, .. } => vm,
         }
@@ -122,6 +138,9 @@ impl Command {
             | Self::MigrateOut { .. }
             | Self::CommitSwitchOver { .. }
             | Self::CancelMigration { .. }
+            | Self::AdjustMigration { .. }
+            | Self::RecoverIncoming { .. }
+            | Self::RecoverOutgoing { .. }
             | Self::TakeBack { .. } => false,
         }
     }
@@ -130,8 +149,12 @@ impl Command {
 /// Where the destination's qemu listens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrationTarget {
+    /// Its certificate carries this name.
+    pub host: HostId,
     pub address: std::net::IpAddr,
     pub port: u16,
+    /// Tunnel end point that frames to the vm are relayed to while it moves; `None`: on no overlay network.
+    pub relay: Option<std::net::IpAddr>,
 }
 
 /// An agent's answer to a command: taken and done (or, for [`Command::MigrateOut`] and
@@ -169,6 +192,11 @@ pub enum MigrationUpdate {
     Progress { progress: MigrationProgress },
     /// Source: the guest stands still since `stopped_at` (the source's clock) and waits for the commit.
     AtSwitchOver { stopped_at: TimeMs },
+    /// Source: pre-copy will not come to an end within the limits, so it was given up and the guest runs on here; with
+    /// post-copy it would move.
+    WillNotConverge { why: String },
+    /// Source or destination: post-copy lost its connection, the memory is kept at both ends.
+    Stalled { why: String },
     /// Source: everything was sent; the guest will not run here again by itself. Figures as measured there.
     HandedOver { report: MigrationReport },
     /// Source: it did not work, the guest runs here.

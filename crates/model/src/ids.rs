@@ -96,8 +96,18 @@ name_type!(
     /// An image that vms are created from.
     ImageId, "image");
 name_type!(
-    /// A network that vms are attached to. For a provider network each host maps the name to one of its bridges.
+    /// A network that vms are attached to. A provider network's is the name under which hosts map it to one of their
+    /// bridges; an overlay's is made by the server (`net-` and 12 random letters).
     NetworkId, "network");
+name_type!(
+    /// An overlay network's name, unique within its tenant.
+    NetworkName, "network name");
+name_type!(
+    /// A security group, by its name within its tenant.
+    SecurityGroupId, "security group");
+name_type!(
+    /// A host's own port on an overlay network, by its name in the cluster.
+    PortId, "port");
 name_type!(
     /// An anti-affinity group: two vms of one group and one tenant never share a host.
     GroupId, "group");

@@ -1,7 +1,9 @@
 //! What somebody decided. These are the objects of the store; every one is changed by compare-and-swap only.
 
+use crate::network::Bandwidth;
 use crate::{
-    Bytes, Generation, GroupId, HostId, ImageId, MigrationId, Millis, NetworkId, TenantId, TimeMs, VmId, VmName,
+    Bytes, Generation, GroupId, HostId, ImageId, MigrationId, Millis, NetworkId, SecurityGroupId, TenantId, TimeMs,
+    VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +48,9 @@ pub struct Host {
     pub capacity: Option<crate::inventory::Capacity>,
     /// Likewise the networks it is attached to.
     pub networks: BTreeSet<NetworkId>,
+    /// Likewise where frames of overlay networks to it go; `None`: it takes part in none.
+    #[serde(default)]
+    pub overlay_address: Option<std::net::IpAddr>,
     /// Measured time from power-on to the agent's first word, for the planner.
     pub boot_time: Option<Millis>,
 }
@@ -84,8 +89,14 @@ pub struct Nic {
     pub network: NetworkId,
     /// Locally administered, derived from the vm id, so it moves with the vm.
     pub mac: String,
-    /// Address in CIDR form, told to the guest as `drover.address`; the network is flat, nothing enforces it yet.
+    /// Address in CIDR form, told to the guest as `drover.address` and, on an overlay network, by DHCP. The card sends
+    /// from no other.
     pub address: Option<String>,
+    /// Of the vm's tenant.
+    #[serde(default)]
+    pub security_groups: BTreeSet<SecurityGroupId>,
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,16 +130,11 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Locally administered unicast MAC (IEEE 802-2014, clause 8.2) from the vm id by FNV-1a: stable
+    /// Locally administered unicast MAC (IEEE 802-2014, clause 8.2) from the vm id: stable
     /// for the vm's life. 40 bits, so two in a million vms share one with a chance of one half; a
     /// network that minds must give its own.
     pub fn derived_mac(id: &VmId) -> String {
-        let hash = id
-            .as_str()
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-        let b = hash.to_be_bytes();
-        format!("52:{:02x}:{:02x}:{:02x}:{:02x}:{:02x}", b[3], b[4], b[5], b[6], b[7])
+        crate::network::derived_mac(id.as_str())
     }
 }
 

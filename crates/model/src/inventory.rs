@@ -20,6 +20,20 @@ pub enum Accelerator {
     Tcg,
 }
 
+/// What not every QEMU or kernel can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationFeature {
+    /// The kernel has userfaultfd and QEMU may use it.
+    PostCopy,
+    /// Several connections.
+    Multifd,
+    /// Compression on them.
+    MultifdZstd,
+    /// TLS with certificates on the migration channel.
+    Tls,
+}
+
 /// What an agent says of its host when it connects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostFacts {
@@ -33,6 +47,18 @@ pub struct HostFacts {
     pub capacity: Capacity,
     /// Networks this host can attach a vm to.
     pub networks: BTreeSet<NetworkId>,
+    /// Where other hosts send frames of overlay networks to; `None`: it can't take part in any.
+    #[serde(default)]
+    pub overlay_address: Option<std::net::IpAddr>,
+    /// Machine types its QEMU has, of those drover uses. A vm moves only between hosts that share its type.
+    #[serde(default)]
+    pub machine_types: BTreeSet<String>,
+    /// What a guest sees of the processor, by Linux's names of features; empty under TCG, which offers the same everywhere.
+    #[serde(default)]
+    pub cpu_features: BTreeSet<String>,
+    /// Ways to migrate that its QEMU and kernel can be asked for.
+    #[serde(default)]
+    pub migration_features: BTreeSet<MigrationFeature>,
     /// Changes at each start of the host.
     pub boot_id: String,
     /// Changes at each start of the agent: tells a reconnect from a restart.
@@ -59,6 +85,7 @@ pub struct VmInventory {
 ///                 ▼  │
 ///               Outgoing ──commit──▶ HandedOver ──Release──▶ (gone)
 ///  Incoming ──stream complete──▶ Running
+///           ──post-copy begins─▶ Completing ──last page──▶ Running
 ///           ──stream broken────▶ IncomingFailed ──Release──▶ (gone)
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +110,12 @@ pub enum VmState {
         migration: MigrationId,
         why: String,
     },
+    /// Runs here by post-copy while part of its memory is still at the source, and needs the source until that has come.
+    Completing {
+        migration: MigrationId,
+        /// The connection to the source broke: the guest waits wherever it touches what has not come.
+        stalled: bool,
+    },
     /// Runs here while its memory is being sent away.
     Outgoing {
         migration: MigrationId,
@@ -103,6 +136,10 @@ pub enum OutgoingPhase {
     AtSwitchOver,
     /// Committed; the last state is on its way. The guest does not run here.
     SwitchingOver,
+    /// The guest runs at the destination, its remaining memory is sent from here. It never runs here again.
+    PostCopy,
+    /// The connection broke during post-copy; QEMU keeps the memory and waits to be connected anew.
+    PostCopyPaused,
 }
 
 impl VmState {
@@ -110,10 +147,10 @@ impl VmState {
     /// switch-over counts: it may be resumed here.
     pub fn runs_guest(&self) -> bool {
         match self {
-            Self::Starting | Self::Running | Self::Stopping => true,
+            Self::Starting | Self::Running | Self::Stopping | Self::Completing { .. } => true,
             Self::Outgoing { phase, .. } => match phase {
                 OutgoingPhase::PreCopy | OutgoingPhase::AtSwitchOver => true,
-                OutgoingPhase::SwitchingOver => false,
+                OutgoingPhase::SwitchingOver | OutgoingPhase::PostCopy | OutgoingPhase::PostCopyPaused => false,
             },
             Self::Stopped
             | Self::Failed { .. }
@@ -127,6 +164,7 @@ impl VmState {
         match self {
             Self::Incoming { migration }
             | Self::IncomingFailed { migration, .. }
+            | Self::Completing { migration, .. }
             | Self::Outgoing { migration, .. }
             | Self::HandedOver { migration } => Some(*migration),
             Self::Starting | Self::Running | Self::Stopping | Self::Stopped | Self::Failed { .. } => None,
@@ -143,6 +181,7 @@ impl VmState {
             Self::Failed { .. } => "failed",
             Self::Incoming { .. } => "incoming",
             Self::IncomingFailed { .. } => "incoming-failed",
+            Self::Completing { .. } => "completing",
             Self::Outgoing { .. } => "migrating",
             Self::HandedOver { .. } => "handed-over",
         }

@@ -17,6 +17,7 @@ pub mod intent;
 pub mod inventory;
 pub mod load;
 pub mod migration;
+pub mod network;
 pub mod plan;
 pub mod policy;
 pub mod units;

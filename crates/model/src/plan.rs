@@ -214,6 +214,11 @@ pub enum Objection {
         host: HostId,
         network: crate::NetworkId,
     },
+    /// The vm can't go on running there: the processor, the machine types or QEMU differ.
+    Unlike {
+        host: HostId,
+        vm: VmId,
+    },
     NotMovable {
         vm: VmId,
         why: String,
@@ -266,6 +271,9 @@ impl fmt::Display for Objection {
                 write!(f, "{host} is {}", format!("{state:?}").to_lowercase())
             }
             Self::Network { host, network } => write!(f, "{host} is not attached to network {network}"),
+            Self::Unlike { host, vm } => {
+                write!(f, "{vm} can't go on running on {host}: its processor, machine types or QEMU are others")
+            }
             Self::NotMovable { vm, why } => write!(f, "{vm} can't be moved because {why}"),
             Self::Cooldown { vm, left } => write!(f, "{vm} moved recently and rests another {left}"),
             Self::SpareHost { why } => write!(f, "no host could be lost any more: {why}"),

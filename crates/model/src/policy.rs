@@ -73,6 +73,26 @@ pub struct MigrationPolicy {
     pub bandwidth_max: Bytes,
     /// How long the source waits, guest paused, for the commit before it takes the guest back.
     pub commit_wait_max: Millis,
+    /// All that one host's link may carry for migrations, each way, per second; 0 is what the link is measured to carry.
+    pub host_bandwidth_max: Bytes,
+    /// Percent of its share of the link that a migration begins with, 1 to 100; below 100 it speeds up as the guest writes.
+    /// At 100 a move that has its links to itself is not paced, and shows what they carry.
+    pub start_percent: u8,
+    /// Migrations at once from or to one host.
+    pub per_host_max: u32,
+    /// A guest that writes faster than the link carries is moved by post-copy, which always ends, but needs both hosts
+    /// while it lasts.
+    pub post_copy: bool,
+    /// How far a guest may be slowed down for pre-copy to end where post-copy is not allowed; percent, 0 to 99.
+    pub throttle_max: u8,
+    /// Several compressed connections where the link is slower than the processors.
+    pub compress: bool,
+    /// Migration channels are encrypted and both ends prove who they are. Off only on a network nobody else is on.
+    pub tls: bool,
+    /// How long a post-copy that lost its source waits for it while the source's agent says that it has the memory.
+    pub recovery_max: Millis,
+    /// The same while nothing is heard of the source: then the vm is started anew and its memory is lost.
+    pub source_silence_max: Millis,
 }
 
 /// The price list of design section 12: everything is compared in money.
@@ -128,6 +148,15 @@ impl Default for MigrationPolicy {
             total_max: Millis::secs(120),
             bandwidth_max: Bytes(0),
             commit_wait_max: Millis(5_000),
+            host_bandwidth_max: Bytes(0),
+            start_percent: 100,
+            per_host_max: 2,
+            post_copy: true,
+            throttle_max: 0,
+            compress: false,
+            tls: true,
+            recovery_max: Millis::secs(120),
+            source_silence_max: Millis::secs(8),
         }
     }
 }
@@ -198,6 +227,23 @@ impl Policy {
         }
         if !(500..=60_000).contains(&self.migration.commit_wait_max.0) {
             return bad("migration.commit_wait_max", "must lie between 500 and 60000 ms");
+        }
+        if !(1..=100).contains(&self.migration.start_percent) {
+            return bad("migration.start_percent", "must lie between 1 and 100");
+        }
+        if !(1..=16).contains(&self.migration.per_host_max) {
+            return bad("migration.per_host_max", "must lie between 1 and 16");
+        }
+        if self.migration.throttle_max > 99 {
+            return bad("migration.throttle_max", "must lie between 0 and 99 percent");
+        }
+        for (field, span) in [
+            ("migration.recovery_max", self.migration.recovery_max),
+            ("migration.source_silence_max", self.migration.source_silence_max),
+        ] {
+            if !(1_000..=3_600_000).contains(&span.0) {
+                return bad(field, "must lie between 1000 and 3600000 ms");
+            }
         }
         let m = &self.money;
         let watts = |w: f64| w.is_finite() && (0.0..=100_000.0).contains(&w);

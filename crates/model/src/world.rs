@@ -32,6 +32,12 @@ pub struct HostView {
     /// Measured, or a guess by the caller.
     pub boot_time: Millis,
     pub networks: BTreeSet<NetworkId>,
+    /// Hosts of one kind can take over each other's running vms; numbered by the caller.
+    #[serde(default)]
+    pub kind: u32,
+    /// Kinds of hosts whose running vms can't go on here, for the processor, the machine types or QEMU.
+    #[serde(default)]
+    pub refuses: BTreeSet<u32>,
     /// Newest sample last. Empty or old means unknown, never idle.
     pub load: Window<HostSample>,
     /// Since when it has been in `state`.

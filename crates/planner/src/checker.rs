@@ -51,12 +51,13 @@ pub fn check(world: &World, plan: &Plan) -> Vec<Violation> {
 
 type Constraint = fn(&Replay<'_>, &mut Vec<Violation>);
 
-const CONSTRAINTS: [Constraint; 15] = [
+const CONSTRAINTS: [Constraint; 16] = [
     destinations_take_vms,
     sources_are_up,
     vms_are_movable,
     pins_are_kept,
     networks_are_attached,
+    hosts_can_take_over,
     anti_affinity_holds,
     memory_suffices,
     processors_are_not_overrun,
@@ -268,6 +269,12 @@ fn networks_are_attached(replay: &Replay<'_>, violations: &mut Vec<Violation>) {
         if let Some(network) = m.view.network.as_ref().filter(|network| !m.destination.networks.contains(*network)) {
             found(violations, m.step, format!("{} is not attached to network {network} of {}", m.to, m.vm));
         }
+    }
+}
+
+fn hosts_can_take_over(replay: &Replay<'_>, violations: &mut Vec<Violation>) {
+    for m in replay.moves.iter().filter(|m| m.destination.refuses.contains(&m.source.kind)) {
+        found(violations, m.step, format!("{} can't go on running on {}, a host of another kind", m.vm, m.to));
     }
 }
 

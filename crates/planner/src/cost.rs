@@ -6,14 +6,10 @@
 //! relieving the fuller host gains more, and taken at the policy's quantile, so that a plan must win in bad moments
 //! too.
 
+use crate::predict::{Allowed, Features};
 use crate::problem::{HostIx, Problem, State, Sums, VmIx};
 use drover_model::{Bytes, CpuMillis, MicroMoney, MicroMoneyPerHour, Millis};
 
-/// Bytes per second a migration gets when the policy sets no limit: a link of 1 Gbit/s.
-const BANDWIDTH_ASSUMED: Bytes = Bytes(119_000_000);
-/// Share of the bandwidth that re-sent dirty pages take at most: above it pre-copy would not converge, and is cut
-/// short.
-const DIRTY_SHARE_MAX: f64 = 0.8;
 /// Share of its processor time that a vm loses while its memory is copied.
 const COPY_SLOWDOWN: f64 = 0.1;
 
@@ -24,23 +20,33 @@ pub(crate) struct MoveCost {
     pub cost: MicroMoney,
 }
 
-pub(crate) fn of_move(problem: &Problem<'_>, vm: VmIx) -> MoveCost {
+/// As the predictor sees it, the way the move would be made. Its time is the expected one; it is paid for at the upper
+/// end of each interval, since a plan must win in bad moments, too.
+pub(crate) fn of_move(problem: &Problem<'_>, vm: VmIx, to: HostIx) -> MoveCost {
+    // Moves between hosts that no move has told anything about cost the same.
+    let pair = problem.vms[vm].host.map(|from| (from, to)).filter(|pair| problem.known_pairs.contains(pair));
+    let known = problem.move_costs.borrow().get(&(vm, pair)).copied();
+    known.unwrap_or_else(|| {
+        let cost = predicted(problem, vm, to);
+        problem.move_costs.borrow_mut().insert((vm, pair), cost);
+        cost
+    })
+}
+
+fn predicted(problem: &Problem<'_>, vm: VmIx, to: HostIx) -> MoveCost {
     let (row, policy) = (&problem.vms[vm], problem.policy());
-    let limit = policy.migration.bandwidth_max;
-    let bandwidth = if limit == Bytes::ZERO { BANDWIDTH_ASSUMED } else { limit }.0 as f64;
-    let dirty = row.view.load.iter().rev().find_map(|(_, sample)| sample.dirty_rate).map_or(0.0, |rate| rate.0 as f64);
-    let copy_s = row.resident as f64 / (bandwidth - dirty.min(DIRTY_SHARE_MAX * bandwidth));
-    let sent_gib = copy_s * bandwidth / Bytes::GIB.0 as f64;
-    let downtime = policy.migration.downtime_max;
-    let slowed_core_hours = COPY_SLOWDOWN * CpuMillis(row.demand.mean).cores() * copy_s / 3600.0;
+    let to = problem.hosts[to].id;
+    let from = row.host.map_or(to, |from| problem.hosts[from].id);
+    let features = Features::of_view(problem.world, row.id, row.view, from, to);
+    let prediction = problem.predictor.choose(&features, &Allowed::by(&policy.migration)).prediction;
+    let sent_gib = prediction.transferred.high.0 as f64 / Bytes::GIB.0 as f64;
+    let slowed_core_hours =
+        COPY_SLOWDOWN * CpuMillis(row.demand.mean).cores() * prediction.total.high.as_secs() / 3600.0;
     let price = &policy.money;
     let cost = sent_gib * price.transfer_price.0 as f64
-        + downtime.as_secs() * price.downtime_price.0 as f64
+        + prediction.downtime.high.as_secs() * price.downtime_price.0 as f64
         + slowed_core_hours * price.slowness_price.0 as f64;
-    MoveCost {
-        duration: Millis((copy_s * 1000.0).ceil() as u64) + downtime,
-        cost: MicroMoney((cost.ceil() as i64).max(1)),
-    }
+    MoveCost { duration: prediction.total.expected, cost: MicroMoney((cost.ceil() as i64).max(1)) }
 }
 
 /// Of a powered host that carries `sums`.
@@ -85,7 +91,7 @@ pub(crate) fn gain_of_move(problem: &Problem<'_>, state: &State, vm: VmIx, to: H
         saved += host_rate(problem, from, &state.sums[from]);
         saved = saved - host_rate(problem, from, &state.sums[from].without(row));
     }
-    saved.over(problem.policy().money.horizon) - of_move(problem, vm).cost
+    saved.over(problem.policy().money.horizon) - of_move(problem, vm, to).cost
 }
 
 #[cfg(test)]

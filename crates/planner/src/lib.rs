@@ -9,6 +9,7 @@
 //!               └── problem, forecast ─┤
 //!                                      └── search: evacuate, relieve, exchange, wake, consolidate
 //! ```
+//! `predict` says what each move takes and learns from reports; `schedule` plans many at once. Both serve `control`, too.
 //! `checker` uses nothing of the other modules, and none of them uses it.
 
 mod apply;
@@ -18,14 +19,16 @@ mod detect;
 mod forecast;
 mod place;
 mod plan;
+pub mod predict;
 mod problem;
 mod rules;
+pub mod schedule;
 mod search;
 mod verify;
 
 pub use apply::apply;
 pub use checker::{Violation, check};
 pub use detect::detect;
-pub use place::{Placement, Refusal, moving_time, objection, place};
+pub use place::{Placement, Refusal, objection, place};
 pub use plan::plan;
 pub use verify::verify;

@@ -1,12 +1,11 @@
 //! Placement of a vm that has no host yet, or is started anew.
 
-use crate::cost;
 use crate::problem::{HostIx, Problem, State, VmIx};
 use crate::rules::{self, Barrier, Room};
 use crate::search::wake;
 use drover_model::plan::Objection;
 use drover_model::world::{HostState, World};
-use drover_model::{HostId, Millis, Ratio, VmId};
+use drover_model::{HostId, Ratio, VmId};
 
 /// Where a vm without a host goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,13 +87,6 @@ pub fn objection(world: &World, vm: &VmId, to: &HostId) -> Option<Objection> {
         .or_else(|| rules::never_on(&problem, vm, host))
         .or_else(|| rules::not_beside(&problem, &state, vm, host, None))
         .map(|barrier| barrier.objection(&problem))
-}
-
-/// How long moving the vm is predicted to take; `None` for a vm the world does not have.
-pub fn moving_time(world: &World, vm: &VmId) -> Option<Millis> {
-    let problem = Problem::new(world);
-    let vm = problem.vms.iter().position(|row| row.id == vm)?;
-    Some(cost::of_move(&problem, vm).duration)
 }
 
 fn closed(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx) -> Option<Barrier> {

@@ -2,6 +2,7 @@
 
 use crate::cost;
 use crate::detect::{hot_hosts, relievable};
+use crate::predict::Predictor;
 use crate::problem::{Problem, State};
 use crate::search::consolidate::consolidate;
 use crate::search::evacuate::{Pressure, evacuate};
@@ -17,9 +18,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// can be another's room.
 const ROUNDS_MAX: usize = 8;
 
-/// Makes the best plan for what was found. Empty steps where nothing is worth doing; `why` always says why.
-pub fn plan(world: &World, findings: &Findings) -> Plan {
-    let problem = Problem::new(world);
+/// Makes the best plan for what was found, with moves priced as `predictor` expects them to go. Empty steps where
+/// nothing is worth doing; `why` always says why.
+pub fn plan(world: &World, findings: &Findings, predictor: &Predictor) -> Plan {
+    let problem = Problem::with(world, predictor);
     let before = State::new(&problem);
     let heat = problem.heat(findings);
     let mut draft = Draft::new(&problem, relievable(&problem, &hot_hosts(&problem, &heat)));

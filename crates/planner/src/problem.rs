@@ -1,18 +1,24 @@
 //! The world in arrays: hosts and vms by index (in the order of their ids), with every figure the
 //! search needs worked out once. [`State`] is where the vms are; the search changes it and takes changes back.
 
+use crate::cost::MoveCost;
 use crate::forecast::{self, forecast, normal_quantile};
+use crate::predict::Predictor;
 use drover_model::load::HostSample;
 use drover_model::plan::{Findings, Heat};
 use drover_model::policy::Policy;
 use drover_model::world::{HostState, HostView, Movable, VmView, World};
 use drover_model::{CpuMillis, HostId, Millis, Ratio, TimeMs, VmId};
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Position of a host in [`Problem::hosts`].
 pub(crate) type HostIx = usize;
 /// Position of a vm in [`Problem::vms`].
 pub(crate) type VmIx = usize;
+
+/// A vm, and source and destination if the predictor knows them.
+pub(crate) type MoveKey = (VmIx, Option<(HostIx, HostIx)>);
 
 /// What a vm nobody has measured yet is counted as, in thousandths of its virtual processors. Half: most vms use far
 /// less, and several new ones on one host must not be taken for nothing.
@@ -74,6 +80,11 @@ pub(crate) struct Problem<'w> {
     pub reach: Vec<Vec<bool>>,
     /// Standard deviations above the mean at the policy's quantile.
     pub sigmas: f64,
+    pub predictor: &'w Predictor,
+    /// Source and destination of moves that the predictor has learned from.
+    pub known_pairs: BTreeSet<(HostIx, HostIx)>,
+    /// By vm and, if it is a known one, pair: the search asks again and again.
+    pub move_costs: RefCell<BTreeMap<MoveKey, MoveCost>>,
 }
 
 /// What a host carries.
@@ -99,7 +110,13 @@ pub(crate) struct State {
 }
 
 impl<'w> Problem<'w> {
+    /// For judgements in which nothing is moved, or not at a price.
     pub fn new(world: &'w World) -> Self {
+        static UNTAUGHT: Predictor = Predictor::new();
+        Self::with(world, &UNTAUGHT)
+    }
+
+    pub fn with(world: &'w World, predictor: &'w Predictor) -> Self {
         let index: BTreeMap<&HostId, HostIx> = world.hosts.keys().enumerate().map(|(ix, id)| (id, ix)).collect();
         let hosts: Vec<_> = world.hosts.iter().map(|(id, view)| host_row(world, id, view)).collect();
         let (mut groups, mut networks) = (BTreeMap::new(), BTreeMap::new());
@@ -121,7 +138,17 @@ impl<'w> Problem<'w> {
         for (network, ix) in networks {
             reach[ix] = world.hosts.values().map(|host| host.networks.contains(network)).collect();
         }
-        Self { world, hosts, vms, reach, sigmas: normal_quantile(world.policy.quantile) }
+        let ix = |id: &HostId| index.get(id).copied();
+        Self {
+            world,
+            hosts,
+            vms,
+            reach,
+            sigmas: normal_quantile(world.policy.quantile),
+            predictor,
+            known_pairs: predictor.pairs().filter_map(|(from, to)| ix(from).zip(ix(to))).collect(),
+            move_costs: RefCell::default(),
+        }
     }
 
     pub fn policy(&self) -> &'w Policy {

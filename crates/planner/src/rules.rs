@@ -19,6 +19,7 @@ pub(crate) enum Barrier {
     Maintenance { host: HostIx },
     HostNotUsable { host: HostIx },
     Network { host: HostIx, vm: VmIx },
+    Unlike { host: HostIx, vm: VmIx },
     NotMovable { vm: VmIx },
     TooNew { vm: VmIx },
     Cooldown { vm: VmIx, left: Millis },
@@ -66,6 +67,12 @@ pub(crate) fn never_on(problem: &Problem<'_>, vm: VmIx, host: HostIx) -> Option<
     }
     let memory = problem.hosts[host].memory;
     (row.memory > memory).then_some(Barrier::Memory { host, demand: row.memory, room_for: memory })
+}
+
+/// Whether a running vm could not go on there. One that runs nowhere is started by any host's own means.
+fn unlike(problem: &Problem<'_>, vm: VmIx, host: HostIx) -> Option<Barrier> {
+    let kind = problem.hosts[problem.vms[vm].host?].view.kind;
+    problem.hosts[host].view.refuses.contains(&kind).then_some(Barrier::Unlike { host, vm })
 }
 
 /// Whether the host takes vms at all, in this state.
@@ -152,6 +159,7 @@ pub(crate) fn forbids_without(
             dark.then_some(Barrier::UnknownLoad { host })
         })
         .or_else(|| never_on(problem, vm, host))
+        .or_else(|| unlike(problem, vm, host))
         .or_else(|| not_beside(problem, state, vm, host, leaving))
         .or_else(|| too_full(problem, state, vm, host, leaving, room))
 }
@@ -199,6 +207,7 @@ impl Barrier {
                 Some(network) => Objection::Network { host: host_id(host), network: network.clone() },
                 None => Objection::HostNotUsable { host: host_id(host), state: problem.hosts[host].view.state },
             },
+            Self::Unlike { host, vm } => Objection::Unlike { host: host_id(host), vm: vm_id(vm) },
             Self::NotMovable { vm } => Objection::NotMovable {
                 vm: vm_id(vm),
                 why: match &problem.vms[vm].view.movable {

@@ -7,8 +7,8 @@
 //! | [`process`] | start a detached process, find it again after a restart, wait for its end |
 //! | [`qmp`] | the machine protocol: calls, events, a clean end |
 //! | [`machine`] | what a running vm can be asked and told |
-//! | [`migration`] | both ends of a live migration |
-//! | [`probe`] | which accelerator works here, which QEMU is installed |
+//! | [`migration`] | both ends of a live migration: pre-copy, post-copy, stop-and-copy |
+//! | [`probe`] | which accelerator works here, which QEMU is installed, and how it can migrate |
 //!
 //! QEMU 7.2 is what it is made for; later versions are tolerated: unknown events, fields and
 //! states pass through.

@@ -1,23 +1,29 @@
-//! Which accelerator works on this host, and which QEMU it has.
+//! Which accelerator works on this host, which QEMU it has, and how that can migrate.
 //!
 //! `/dev/kvm` can exist, open and answer, and still not run a guest: so KVM is taken only if the
 //! processor's flags offer virtualization *and* a small guest has really run.
 
-use crate::command_line::Accel;
+use crate::command_line::{Accel, MACHINE_TYPE, SANDBOX};
 use crate::process::{QEMU_BINARY, QEMU_PACKAGE};
 use crate::qmp::QemuVersion;
 use rustix::fs::{MemfdFlags, memfd_create};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 /// Longest time the probe's guest may take; it needs a small part of a second.
 const PROBE_MAX: Duration = Duration::from_secs(3);
 /// Longest wait for `qemu --version`.
 const VERSION_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for a QEMU without a machine to answer all questions; it needs a small part of a second.
+const ABILITIES_MAX: Duration = Duration::from_secs(10);
 const KVM_DEVICE: &str = "/dev/kvm";
 /// What the probe's guest writes to the exit device.
 const PROBE_VALUE: u8 = 0x2a;
@@ -31,6 +37,23 @@ pub enum ProbeError {
     NotInstalled { binary: PathBuf, source: io::Error },
     #[error("{} does not tell its version ({problem}): reinstall Debian's {QEMU_PACKAGE}", binary.display())]
     NoVersion { binary: PathBuf, problem: String },
+    #[error("{} does not tell what it can ({problem}): reinstall Debian's {QEMU_PACKAGE}", binary.display())]
+    NoAbilities { binary: PathBuf, problem: String },
+}
+
+/// What not every QEMU or kernel can do.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Abilities {
+    /// Of those that drover uses.
+    pub machine_types: BTreeSet<String>,
+    /// The kernel has userfaultfd, and QEMU run by this user may use it.
+    pub post_copy: bool,
+    /// Several connections for one migration.
+    pub multifd: bool,
+    /// Compression with zstd on them.
+    pub multifd_zstd: bool,
+    /// TLS with certificates.
+    pub tls: bool,
 }
 
 /// The accelerator to use, and why, for people.
@@ -44,6 +67,91 @@ pub async fn probe_accelerator() -> (Accel, String) {
 /// The version of the installed QEMU.
 pub async fn qemu_version() -> Result<QemuVersion, ProbeError> {
     version_of(Path::new(QEMU_BINARY)).await
+}
+
+/// Asks a QEMU that has no machine. What depends on more than how it was built is tried.
+pub async fn abilities() -> Result<Abilities, ProbeError> {
+    abilities_of(Path::new(QEMU_BINARY)).await
+}
+
+async fn abilities_of(binary: &Path) -> Result<Abilities, ProbeError> {
+    let unclear = |problem: String| ProbeError::NoAbilities { binary: binary.to_owned(), problem };
+    let capability = |name: &str| json!({ "capabilities": [{ "capability": name, "state": true }] });
+    let questions = [
+        ("qmp_capabilities", Value::Null),
+        // A QEMU that waits for a migration accepts this only if it could register memory with userfaultfd.
+        ("migrate-set-capabilities", capability("postcopy-ram")),
+        ("migrate-set-capabilities", json!({ "capabilities": [{ "capability": "postcopy-ram", "state": false }] })),
+        ("migrate-set-capabilities", capability("multifd")),
+        ("migrate-set-parameters", json!({ "multifd-compression": "zstd" })),
+        ("qom-list-types", json!({ "implements": "tls-creds" })),
+        ("query-machines", Value::Null),
+        ("quit", Value::Null),
+    ];
+    let mut child = Command::new(binary)
+        .args(["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-incoming", "defer"])
+        .args(["-sandbox", SANDBOX, "-qmp", "stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|source| ProbeError::NotInstalled { binary: binary.to_owned(), source })?;
+    let mut input = child.stdin.take().expect("a piped input");
+    let asked = async {
+        for (command, arguments) in &questions {
+            let question = match arguments {
+                Value::Null => json!({ "execute": command }),
+                arguments => json!({ "execute": command, "arguments": arguments }),
+            };
+            input.write_all(format!("{question}\n").as_bytes()).await?;
+        }
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(ABILITIES_MAX, asked)
+        .await
+        .map_err(|_| unclear("no answer".to_owned()))?
+        .map_err(|error| unclear(error.to_string()))?;
+    let answers = parse_answers(&output.stdout);
+    // After a refusal it still answers the rest, so that fewer answers are a defect of the installation.
+    if answers.len() < questions.len() - 1 {
+        return Err(unclear(format!("it ended after {} answers", answers.len())));
+    }
+    Ok(abilities_from(&answers))
+}
+
+/// The answers in the order of the questions: what was returned, or `None` for a refusal. Events and the greeting are none.
+fn parse_answers(output: &[u8]) -> Vec<Option<Value>> {
+    let lines = output.split(|byte| *byte == b'\n');
+    let messages = lines.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+    messages
+        .filter_map(|mut message| match message.get_mut("return") {
+            Some(answer) => Some(Some(answer.take())),
+            None => message.get("error").map(|_| None),
+        })
+        .collect()
+}
+
+fn abilities_from(answers: &[Option<Value>]) -> Abilities {
+    #[derive(Deserialize)]
+    struct Named {
+        name: String,
+        #[serde(default)]
+        alias: Option<String>,
+    }
+    let accepted = |question: usize| answers.get(question).is_some_and(Option::is_some);
+    let names = |question: usize| -> BTreeSet<String> {
+        let listed = answers.get(question).cloned().flatten().unwrap_or_default();
+        let listed: Vec<Named> = serde_json::from_value(listed).unwrap_or_default();
+        listed.into_iter().flat_map(|named| [Some(named.name), named.alias]).flatten().collect()
+    };
+    Abilities {
+        machine_types: names(6).into_iter().filter(|name| name == MACHINE_TYPE).collect(),
+        post_copy: accepted(1),
+        multifd: accepted(3),
+        multifd_zstd: accepted(4),
+        tls: names(5).contains("tls-creds-x509"),
+    }
 }
 
 async fn version_of(binary: &Path) -> Result<QemuVersion, ProbeError> {
@@ -124,6 +232,43 @@ mod tests {
         assert_eq!(version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright").as_deref(), Some("7.2.22"));
         assert_eq!(version("QEMU emulator version 10.0.2 (Debian 1:10.0.2)").as_deref(), Some("10.0.2"));
         assert_eq!(version("something else"), None);
+    }
+
+    #[tokio::test]
+    async fn the_installed_qemu_tells_what_it_can() {
+        let abilities = abilities().await.expect("an answer");
+        // All of Debian's do; post-copy depends on the user and the kernel.
+        let built_in = Abilities {
+            machine_types: [MACHINE_TYPE.to_owned()].into(),
+            post_copy: abilities.post_copy,
+            multifd: true,
+            multifd_zstd: true,
+            tls: true,
+        };
+        assert_eq!(abilities, built_in);
+    }
+
+    #[test]
+    fn what_is_refused_is_not_there() {
+        let output = br#"{"QMP": {}}
+            {"return": {}}
+            {"error": {"class": "GenericError", "desc": "Postcopy is not supported"}}
+            {"event": "X", "data": {}}
+            {"return": {}}
+            {"return": {}}
+            {"error": {"class": "GenericError", "desc": "does not accept value 'zstd'"}}
+            {"return": [{"name": "tls-creds-anon"}]}
+            {"return": [{"name": "pc-q35-7.2", "alias": "q35"}, {"name": "pc-q35-7.1"}]}
+            {"return": {}}"#;
+        let abilities = abilities_from(&parse_answers(output));
+        let machine_types = ["pc-q35-7.2".to_owned()].into();
+        assert_eq!(abilities, Abilities { machine_types, multifd: true, ..Abilities::default() });
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_no_qemu_has_no_abilities() {
+        let error = abilities_of(Path::new("/bin/true")).await.unwrap_err();
+        assert!(matches!(error, ProbeError::NoAbilities { .. }), "{error}");
     }
 
     #[test]

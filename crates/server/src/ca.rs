@@ -1,7 +1,9 @@
 //! The cluster's certificate authority, made at the first start, and the certificates it gives out:
 //! the server's own, and one for each host that joined.
 //!
-//! A host's certificate says who it is by its common name alone; whatever else a signing request asks for is ignored.
+//! A host's certificate says who it is by its common name, and by the same name as a DNS name; whatever else a signing
+//! request asks for is ignored. Hosts show it to the server, and to each other when they migrate a vm: the one that
+//! receives is a TLS server then.
 
 use crate::datadir::{DataDirError, write_whole};
 use crate::secret::sha256_hex;
@@ -118,8 +120,12 @@ impl Ca {
     pub fn issue_host(&self, host: &HostId, request: &HostRequest, now: TimeMs) -> Result<String, CaError> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, host.as_str());
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        // A migration's source verifies this name, the destination the common name.
+        let name = host.as_str().try_into().map_err(|_| CaError::Name { name: host.to_string() })?;
+        params.subject_alt_names = vec![SanType::DnsName(name)];
+        // No key exchange used today enciphers a key, and QEMU 7.2 refuses a certificate that does not permit it.
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         valid(&mut params, now, HOST_LIFE);
         Ok(params.signed_by(&request.0.public_key, &self.issuer)?.pem())
@@ -298,6 +304,21 @@ mod tests {
         assert!(!parsed.is_ca());
         let (_, issuer) = x509_parser::parse_x509_certificate(ca.der()).unwrap();
         parsed.verify_signature(Some(issuer.public_key())).unwrap();
+    }
+
+    #[test]
+    fn a_host_may_be_both_ends_of_a_migration() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Ca::open(dir.path(), NOW).unwrap();
+        let request = ca.read_request(&request("h1")).unwrap();
+        let pem = ca.issue_host(&"h1".parse().unwrap(), &request, NOW).unwrap();
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        assert_eq!(names_of(&parsed), names(&["h1"]));
+        let purposes = parsed.extended_key_usage().unwrap().expect("purposes").value;
+        assert!(purposes.client_auth && purposes.server_auth && !purposes.any);
+        let usage = parsed.key_usage().unwrap().expect("usages").value;
+        assert!(usage.digital_signature() && usage.key_encipherment() && !usage.key_cert_sign());
     }
 
     #[test]

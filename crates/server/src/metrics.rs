@@ -75,7 +75,10 @@ impl Seen {
             | Object::Image(_)
             | Object::Vm(_)
             | Object::Policy(_)
-            | Object::Idempotency(_) => false,
+            | Object::Idempotency(_)
+            | Object::Network(_)
+            | Object::SecurityGroup(_)
+            | Object::Port(_) => false,
         }
     }
 }
@@ -266,7 +269,7 @@ fn process() -> Option<(i64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use drover_model::migration::MigrationReport;
+    use drover_model::migration::{MigrationReport, Priority, Strategy};
     use drover_model::{Generation, Revision, TimeMs};
 
     fn put(id: u64, phase: MigrationPhase) -> Commit {
@@ -281,6 +284,10 @@ mod tests {
             reason: "it was asked for".to_owned(),
             started_at: TimeMs(1_000),
             phase,
+            strategy: Strategy::PRE_COPY,
+            prediction: None,
+            priority: Priority::Normal,
+            paused: false,
             cancelled_by: None,
             finished_at: over.then_some(TimeMs(4_000)),
             report: over.then_some(MigrationReport { downtime: Millis(40), ..Default::default() }),

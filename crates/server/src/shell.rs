@@ -282,7 +282,10 @@ impl Shell {
                     }
                 }
                 Effect::Send { host: _, connection, id, command } => {
-                    self.around.hub.send(connection, ToAgent::Command { id, command });
+                    self.around.hub.send(connection, ToAgent::Command { id, command: Box::new(command) });
+                }
+                Effect::Network { host: _, connection, network } => {
+                    self.around.hub.send(connection, ToAgent::Network { network });
                 }
                 Effect::Power { host, op } => self.around.power.ask(&host, op),
                 Effect::Reply { request, result } => {

@@ -10,8 +10,8 @@ use crate::schedule::{Happening, QemuStep};
 use drover_control::interface::{AgentMessage, ConnectionId};
 use drover_model::admission::{Admission, Known, admit};
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationTarget, MigrationUpdate, VmRun};
-use drover_model::inventory::{Accelerator, HostFacts, OutgoingPhase, VmInventory, VmState};
-use drover_model::migration::{DowntimePhases, MigrationProgress, MigrationReport};
+use drover_model::inventory::{Accelerator, HostFacts, MigrationFeature, OutgoingPhase, VmInventory, VmState};
+use drover_model::migration::{DowntimePhases, MigrationProgress, MigrationReport, Strategy};
 use drover_model::policy::MigrationPolicy;
 use drover_model::{Bytes, CommandId, Generation, HostId, MigrationId, Millis, TimeMs, VmId};
 
@@ -39,12 +39,27 @@ pub struct Record {
 #[derive(Debug, Clone)]
 pub enum Role {
     Run,
-    Stop { grace: Millis },
-    Receive { migration: MigrationId },
-    Send { migration: MigrationId, limits: MigrationPolicy, step: SendStep },
+    Stop {
+        grace: Millis,
+    },
+    Receive {
+        migration: MigrationId,
+        /// When the guest began to run here by post-copy, on the host's clock.
+        since: Option<TimeMs>,
+    },
+    Send {
+        migration: MigrationId,
+        limits: MigrationPolicy,
+        step: SendStep,
+    },
     Stopped,
-    Failed { why: String },
-    IncomingFailed { migration: MigrationId, why: String },
+    Failed {
+        why: String,
+    },
+    IncomingFailed {
+        migration: MigrationId,
+        why: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,13 +72,31 @@ pub enum SendStep {
 /// What an agent sees its processes do.
 #[derive(Debug, Clone)]
 pub enum Notice {
-    Progress { throughput: Bytes },
+    Progress {
+        throughput: Bytes,
+    },
     AtSwitchOver,
-    HandedOver { transferred: Bytes, rounds: u64, commit: Millis, copy: Millis },
-    SourceBack { why: &'static str },
+    HandedOver {
+        transferred: Bytes,
+        post_copied: Bytes,
+        throughput: Bytes,
+        dirty_rate: Bytes,
+        rounds: u64,
+        commit: Millis,
+        copy: Millis,
+    },
+    WillNotConverge,
+    Stalled,
+    /// The guest runs here, with part of its memory elsewhere.
+    Completes,
+    SourceBack {
+        why: &'static str,
+    },
     Arrived,
     IncomingBroken,
-    Ended { by_wish: bool },
+    Ended {
+        by_wish: bool,
+    },
 }
 
 type Answer = Result<CommandOutcome, CommandRefusal>;
@@ -77,7 +110,12 @@ fn state_of(record: &Record, process: Option<&Qemu>) -> VmState {
             None => VmState::Failed { why: "its qemu is gone".to_owned() },
         },
         Role::Stop { .. } => VmState::Stopping,
-        Role::Receive { migration } => VmState::Incoming { migration: *migration },
+        Role::Receive { migration, .. } => match process.map(|qemu| &qemu.guest) {
+            Some(Guest::Completing(completing)) => {
+                VmState::Completing { migration: *migration, stalled: completing.stalled_at.is_some() }
+            }
+            _ => VmState::Incoming { migration: *migration },
+        },
         Role::Send { migration, step: SendStep::HandedOver, .. } => VmState::HandedOver { migration: *migration },
         Role::Send { migration, step, .. } => {
             let phase = match process.map(|qemu| &qemu.guest) {
@@ -85,6 +123,8 @@ fn state_of(record: &Record, process: Option<&Qemu>) -> VmState {
                     Phase::PreCopy => OutgoingPhase::PreCopy,
                     Phase::AtSwitchOver if *step == SendStep::Copying => OutgoingPhase::AtSwitchOver,
                     Phase::AtSwitchOver | Phase::SwitchingOver | Phase::StandsStill => OutgoingPhase::SwitchingOver,
+                    Phase::PostCopy => OutgoingPhase::PostCopy,
+                    Phase::PostCopyPaused => OutgoingPhase::PostCopyPaused,
                 },
                 _ => OutgoingPhase::PreCopy,
             };
@@ -120,6 +160,10 @@ impl Host {
             cpu_model: "sim".to_owned(),
             capacity: self.capacity,
             networks: ["net0"].iter().filter_map(|name| name.parse().ok()).collect(),
+            overlay_address: Some(self.address),
+            machine_types: ["q35".to_owned()].into(),
+            cpu_features: Default::default(),
+            migration_features: [MigrationFeature::PostCopy, MigrationFeature::Multifd, MigrationFeature::Tls].into(),
             boot_id: format!("{}-boot-{}", self.id, self.boots),
             agent_run: format!("{}-agent-{}", self.id, self.agent_runs),
         }
@@ -148,6 +192,9 @@ impl Fleet {
         let answer = match admission {
             Admission::Act => {
                 around.witness.takes_effect(host, command);
+                if let Some(lack) = self.host(host).and_then(|host| host.lacks_network(command)) {
+                    around.witness.broken(lack);
+                }
                 self.act(around, host, command)
             }
             Admission::Repeat => Some(self.repeat(host, command)),
@@ -168,15 +215,20 @@ impl Fleet {
             | Command::CommitSwitchOver { .. }
             | Command::CancelMigration { .. }
             | Command::TakeBack { .. }
+            | Command::AdjustMigration { .. }
+            | Command::RecoverIncoming { .. }
+            | Command::RecoverOutgoing { .. }
             | Command::MeasureDirtyRate { .. } => Ok(CommandOutcome::Done),
         }
     }
 
     fn listening(&self, host: &HostId, vm: &VmId) -> Answer {
-        let target = self
-            .host(host)
-            .zip(self.process(host, vm))
-            .map(|(host, qemu)| MigrationTarget { address: host.address, port: port_of(qemu.pid) });
+        let target = self.host(host).zip(self.process(host, vm)).map(|(host, qemu)| MigrationTarget {
+            host: host.id.clone(),
+            address: host.address,
+            port: port_of(qemu.pid),
+            relay: None,
+        });
         target.map(|target| CommandOutcome::Listening { target }).ok_or(CommandRefusal::UnknownVm)
     }
 
@@ -193,11 +245,11 @@ impl Fleet {
                 self.forget(host, vm);
                 Some(Ok(CommandOutcome::Done))
             }
-            Command::PrepareIncoming { run, generation, migration } => {
+            Command::PrepareIncoming { run, generation, migration, .. } => {
                 self.prepare(around, host, run, *generation, *migration)
             }
-            Command::MigrateOut { vm, migration, target, limits, .. } => {
-                self.migrate_out(around, host, vm, *migration, target, *limits)
+            Command::MigrateOut { vm, migration, target, limits, strategy, .. } => {
+                self.migrate_out(around, host, vm, *migration, target, (*limits, *strategy))
             }
             Command::CommitSwitchOver { vm, .. } => {
                 self.write(host, vm, |record| set_step(record, SendStep::Committed));
@@ -209,6 +261,29 @@ impl Fleet {
             }
             Command::CancelMigration { vm, .. } => Some(self.cancel(around, host, vm)),
             Command::TakeBack { vm, generation, .. } => self.take_back(around, host, vm, *generation),
+            Command::AdjustMigration { vm, pace, .. } => {
+                if let Some(sending) = self.process_mut(host, vm).and_then(Qemu::sending) {
+                    sending.set_pace(around.schedule.now, *pace);
+                }
+                Some(Ok(CommandOutcome::Done))
+            }
+            Command::RecoverIncoming { vm, .. } => {
+                if self.dies_in_command(around, host) {
+                    return None;
+                }
+                Some(if self.listen_anew(host, vm) {
+                    self.listening(host, vm)
+                } else {
+                    Err(CommandRefusal::Failed { why: "its memory is on its way again".to_owned() })
+                })
+            }
+            Command::RecoverOutgoing { vm, .. } => {
+                if self.dies_in_command(around, host) {
+                    return None;
+                }
+                self.connect_anew(around, host, vm);
+                Some(Ok(CommandOutcome::Done))
+            }
             // Its guests write as fast as their demand says: there is nothing to measure.
             Command::MeasureDirtyRate { .. } => Some(Ok(CommandOutcome::Done)),
         }
@@ -247,7 +322,7 @@ impl Fleet {
         Ok(CommandOutcome::Done)
     }
 
-    fn power_button(&mut self, around: &mut Around, host: &HostId, vm: &VmId, grace: Millis) {
+    pub fn power_button(&mut self, around: &mut Around, host: &HostId, vm: &VmId, grace: Millis) {
         let Some(run) = self.host(host).and_then(|host| host.agent.as_ref()).map(|agent| agent.run) else { return };
         let Some(qemu) = self.process_mut(host, vm) else { return };
         let (pid, heeded) = (qemu.pid, matches!(qemu.guest, Guest::PoweringDown));
@@ -273,7 +348,7 @@ impl Fleet {
     ) -> Option<Answer> {
         let vm = &run.vm;
         self.end_process(around, host, vm, End::Command("a preparation"));
-        let role = Role::Receive { migration };
+        let role = Role::Receive { migration, since: None };
         self.put(host, Record { run: run.clone(), generation, role, arrived_by: None });
         if self.dies_in_command(around, host) {
             return None;
@@ -293,7 +368,7 @@ impl Fleet {
         vm: &VmId,
         migration: MigrationId,
         target: &MigrationTarget,
-        limits: MigrationPolicy,
+        (limits, strategy): (MigrationPolicy, Strategy),
     ) -> Option<Answer> {
         let run = self.host(host)?.agent.as_ref()?.run;
         let size = self.process(host, vm)?.size;
@@ -308,20 +383,27 @@ impl Fleet {
         let (to, to_pid) = (peer.map(|peer| peer.id.clone())?, peer.and_then(listener).unwrap_or_default());
         let now = around.schedule.now;
         // Some guests write faster than the network carries; those never converge.
-        let dirty_rate =
-            Bytes::mib(if around.dice.chance(self.never_converge) { 400 } else { around.dice.between(0, 120) });
+        let hopeless = around.dice.chance(self.never_converge);
+        let dirty_rate = self.link.scale(if hopeless { 2.0 } else { around.dice.between(0, 60) as f64 / 100.0 });
         let sending = Sending {
             migration,
             to,
             to_pid,
             phase: Phase::PreCopy,
             severed: false,
+            away_until: now,
             remaining: size,
             transferred: Bytes::ZERO,
             rounds: 0,
             dirty_rate,
+            post_copied: Bytes::ZERO,
+            link: self.link,
+            strategy,
+            pace: strategy.pace,
             limits,
             began_at: now,
+            held_since: None,
+            held: Millis::ZERO,
             paused_at: now,
             committed_at: now,
         };
@@ -365,7 +447,7 @@ impl Fleet {
     }
 
     /// Lets a guest that was sent, or was being sent, run here again.
-    fn run_on(&mut self, around: &mut Around, host: &HostId, vm: &VmId) {
+    pub fn run_on(&mut self, around: &mut Around, host: &HostId, vm: &VmId) {
         match self.process(host, vm).map(|qemu| &qemu.guest) {
             Some(Guest::Sending(_)) => self.stop_sending(around, host, vm),
             Some(Guest::Sent) => self.resume(around, host, vm),
@@ -398,7 +480,7 @@ impl Fleet {
         self.note_change(host, &vm);
     }
 
-    fn write(&mut self, host: &HostId, vm: &VmId, change: impl FnOnce(&mut Record)) {
+    pub fn write(&mut self, host: &HostId, vm: &VmId, change: impl FnOnce(&mut Record)) {
         if let Some(record) = self.hosts.get_mut(host).and_then(|host| host.records.get_mut(vm)) {
             change(record);
         }
@@ -430,24 +512,53 @@ impl Fleet {
                 around.schedule.after(limits.commit_wait_max.0, over);
                 self.tell(host, vm, migration, MigrationUpdate::AtSwitchOver { stopped_at: clock });
             }
-            (Notice::HandedOver { transferred, rounds, commit, copy }, Role::Send { migration, .. }) => {
+            (
+                Notice::HandedOver { transferred, post_copied, throughput, dirty_rate, rounds, commit, copy },
+                Role::Send { migration, .. },
+            ) => {
                 self.write(host, vm, |record| set_step(record, SendStep::HandedOver));
                 let downtime_phases = DowntimePhases { commit, copy, resume: Millis::ZERO };
-                let report = MigrationReport { transferred, rounds, downtime_phases, ..MigrationReport::default() };
+                let in_use = self.process(host, vm).map(|qemu| qemu.size).unwrap_or_default();
+                let report = MigrationReport {
+                    transferred,
+                    post_copied,
+                    throughput,
+                    dirty_rate,
+                    in_use,
+                    rounds,
+                    downtime_phases,
+                    ..MigrationReport::default()
+                };
                 self.tell(host, vm, migration, MigrationUpdate::HandedOver { report });
             }
             (Notice::SourceBack { why }, Role::Send { migration, .. }) => {
                 self.write(host, vm, |record| record.role = Role::Run);
                 self.tell(host, vm, migration, MigrationUpdate::SourceResumed { why: why.to_owned() });
             }
-            (Notice::Arrived, Role::Receive { migration }) => {
+            (Notice::WillNotConverge, Role::Send { migration, .. }) => {
+                self.write(host, vm, |record| record.role = Role::Run);
+                let why = "the guest writes faster than it can be sent".to_owned();
+                self.tell(host, vm, migration, MigrationUpdate::WillNotConverge { why });
+            }
+            (Notice::Stalled, Role::Send { migration, .. } | Role::Receive { migration, .. }) => {
+                let why = "the connection broke".to_owned();
+                self.tell(host, vm, migration, MigrationUpdate::Stalled { why });
+            }
+            (Notice::Completes, Role::Receive { migration, .. }) => {
+                self.write(host, vm, |record| record.role = Role::Receive { migration, since: Some(clock) });
+            }
+            (Notice::Ended { .. }, Role::Receive { .. }) => {
+                let why = "qemu was killed while its memory was arriving".to_owned();
+                self.write(host, vm, |record| record.role = Role::Failed { why });
+            }
+            (Notice::Arrived, Role::Receive { migration, since }) => {
                 self.write(host, vm, |record| {
                     record.role = Role::Run;
                     record.arrived_by = Some(migration);
                 });
-                self.tell(host, vm, migration, MigrationUpdate::Running { at: clock });
+                self.tell(host, vm, migration, MigrationUpdate::Running { at: since.unwrap_or(clock) });
             }
-            (Notice::IncomingBroken, Role::Receive { migration }) => {
+            (Notice::IncomingBroken, Role::Receive { migration, .. }) => {
                 let why = "the stream broke".to_owned();
                 self.write(host, vm, |record| record.role = Role::IncomingFailed { migration, why: why.clone() });
                 self.tell(host, vm, migration, MigrationUpdate::IncomingFailed { why });
@@ -480,6 +591,7 @@ impl Fleet {
             rounds: sending.rounds,
             dirty_rate: sending.dirty_rate,
             throughput,
+            throttled: 0,
         };
         self.tell(host, vm, migration, MigrationUpdate::Progress { progress });
     }
@@ -497,10 +609,19 @@ impl Fleet {
         let Some(row) = self.hosts.get(host) else { return };
         let same_agent = row.agent.as_ref().is_some_and(|agent| agent.run == run);
         let state = row.records.get(vm).map(|record| state_of(record, row.processes.get(vm)));
+        let left = match row.processes.get(vm).map(|qemu| &qemu.guest) {
+            Some(Guest::Sending(sending)) if at == OutgoingPhase::PreCopy => sending.time_left(around.schedule.now),
+            _ => Millis::ZERO,
+        };
+        if left > Millis::ZERO && same_agent {
+            let too_long = Happening::CopyTooLong { host: host.clone(), run, vm: vm.clone(), migration };
+            return around.schedule.after(left.0, too_long);
+        }
         if same_agent && state == Some(VmState::Outgoing { migration, phase: at }) {
             let why = match at {
                 OutgoingPhase::PreCopy => "the copy did not converge",
                 OutgoingPhase::AtSwitchOver | OutgoingPhase::SwitchingOver => "no commit came in time",
+                OutgoingPhase::PostCopy | OutgoingPhase::PostCopyPaused => return,
             };
             self.back_at_source(around, host, vm, why);
         }
@@ -513,65 +634,9 @@ impl Fleet {
             self.noticed(around, host, vm, Notice::Ended { by_wish: false });
         }
     }
-
-    /// A new run of the agent: takes over what it finds.
-    pub fn start_agent(&mut self, around: &mut Around, host: &HostId) -> Option<u64> {
-        let row = self.hosts.get_mut(host).filter(|host| host.on && host.agent.is_none())?;
-        row.agent_runs += 1;
-        let run = row.agent_runs;
-        row.agent = Some(Agent { run, connection: None });
-        let vms: Vec<VmId> = row.records.keys().cloned().collect();
-        for vm in &vms {
-            self.adopt(around, host, run, vm);
-        }
-        Some(run)
-    }
-
-    fn adopt(&mut self, around: &mut Around, host: &HostId, run: u64, vm: &VmId) {
-        let Some(row) = self.hosts.get(host) else { return };
-        let Some(record) = row.records.get(vm).cloned() else { return };
-        let Some(guest) = row.processes.get(vm).map(|qemu| &qemu.guest) else {
-            let role = match record.role {
-                Role::Stop { .. } | Role::Stopped => Role::Stopped,
-                Role::Failed { .. } | Role::IncomingFailed { .. } => record.role,
-                Role::Run | Role::Receive { .. } | Role::Send { .. } => {
-                    Role::Failed { why: "it ended while no agent watched".to_owned() }
-                }
-            };
-            return self.write(host, vm, |record| record.role = role);
-        };
-        match (record.role, guest) {
-            (Role::Stop { grace }, _) => self.power_button(around, host, vm, grace),
-            (Role::Run, Guest::Sent | Guest::Sending(_)) => self.run_on(around, host, vm),
-            (Role::Receive { .. }, Guest::Starting | Guest::Running) => {
-                self.noticed(around, host, vm, Notice::Arrived);
-            }
-            (Role::Send { .. }, Guest::Sent) => {
-                self.write(host, vm, |record| set_step(record, SendStep::HandedOver));
-            }
-            (Role::Send { migration, limits, step }, Guest::Sending(sending)) => match (sending.phase, step) {
-                (Phase::PreCopy, _) => {
-                    let left = limits.total_max.saturating_sub(around.schedule.now.since(sending.began_at));
-                    let too_long = Happening::CopyTooLong { host: host.clone(), run, vm: vm.clone(), migration };
-                    around.schedule.after(left.0, too_long);
-                }
-                (Phase::AtSwitchOver, SendStep::Copying) => self.noticed(around, host, vm, Notice::AtSwitchOver),
-                // The commit was written down, and perhaps not told to qemu.
-                (Phase::AtSwitchOver, SendStep::Committed | SendStep::HandedOver) => self.switch_over(around, host, vm),
-                (Phase::SwitchingOver | Phase::StandsStill, _) => {}
-            },
-            (Role::Send { .. }, _) => {
-                self.noticed(around, host, vm, Notice::SourceBack { why: "it ended while no agent watched" });
-            }
-            (Role::Stopped | Role::Failed { .. } | Role::IncomingFailed { .. }, _) => {
-                self.end_process(around, host, vm, End::Command("an adoption"));
-            }
-            (Role::Run | Role::Receive { .. }, _) => {}
-        }
-    }
 }
 
-fn set_step(record: &mut Record, to: SendStep) {
+pub fn set_step(record: &mut Record, to: SendStep) {
     if let Role::Send { step, .. } = &mut record.role {
         *step = to;
     }
@@ -587,9 +652,14 @@ fn word(command: &Command) -> String {
         Command::Stop { generation, .. } => format!("stop at {generation}"),
         Command::Release { generation, .. } => format!("release at {generation}"),
         Command::PrepareIncoming { generation, migration, .. } => format!("prepare {migration} at {generation}"),
-        Command::MigrateOut { generation, migration, .. } => format!("send {migration} at {generation}"),
+        Command::MigrateOut { generation, migration, strategy, .. } => {
+            format!("send {migration} at {generation} by {strategy:?}")
+        }
         Command::CommitSwitchOver { generation, migration, .. } => format!("commit {migration} at {generation}"),
         Command::CancelMigration { migration, .. } => format!("cancel {migration}"),
+        Command::AdjustMigration { migration, pace, .. } => format!("adjust {migration} to {pace:?}"),
+        Command::RecoverIncoming { migration, .. } => format!("receive the rest of {migration}"),
+        Command::RecoverOutgoing { migration, .. } => format!("send the rest of {migration}"),
         Command::TakeBack { generation, migration, .. } => format!("take back {migration} at {generation}"),
         Command::MeasureDirtyRate { span, .. } => format!("measure for {span}"),
     }

@@ -6,7 +6,7 @@ use crate::dice::Dice;
 use crate::faults::Faults;
 use crate::fleet::{Around, Fleet, Host};
 use crate::invariants::Witness;
-use crate::link::{Link, UNDER_WAY_MAX};
+use crate::link::{Link, ToAgent, UNDER_WAY_MAX};
 use crate::qemu::Guest;
 use crate::schedule::{HAPPENINGS_MAX, Happening, Schedule};
 use crate::shell::{DiesAt, Shell};
@@ -18,7 +18,7 @@ use drover_control::interface::{
 use drover_control::{Control, Settings};
 use drover_model::intent::Role;
 use drover_model::inventory::{Capacity, OutgoingPhase};
-use drover_model::{HostId, Millis, TimeMs, VmId};
+use drover_model::{Bytes, HostId, Millis, TimeMs, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 
 const TICK_MS: u64 = 200;
@@ -30,6 +30,8 @@ pub(crate) const NOTICE_SILENT_MS: u64 = 15_000;
 /// The same when the other end closed it, or died and its kernel did.
 pub(crate) const NOTICE_CLOSED_MS: u64 = 300;
 const DIAL_MS: (u64, u64) = (200, 3_000);
+/// What a migration gets of the network, per second.
+const LINKS: [Bytes; 3] = [Bytes::mib(200), Bytes::mib(200), Bytes::mib(25)];
 
 /// Why a run ends before its time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -102,6 +104,8 @@ impl Cluster {
         }
         cluster.fleet.flaky = dice.chance(0.3);
         cluster.fleet.never_converge = if dice.chance(0.5) { 0.15 } else { 0.0 };
+        // On a slow link there is time for much to happen in the middle of a move.
+        cluster.fleet.link = dice.pick(&LINKS).copied().unwrap_or(cluster.fleet.link);
         cluster.operator.begin(&mut dice, options);
         cluster.pass(Millis::secs(10))?;
         cluster.populate(options.vms);
@@ -288,11 +292,10 @@ impl Cluster {
                     self.shell.control.as_ref()?;
                 }
                 Effect::Send { host: _, connection, id, command } => {
-                    let link = self.links.get_mut(&connection);
-                    if let Some(at) = link.and_then(|link| link.send_to_agent(id, command, now, &mut self.around.dice))
-                    {
-                        self.around.schedule.at(at, Happening::ToAgent { connection });
-                    }
+                    self.send_to_agent(connection, ToAgent::Command(id, Box::new(command)));
+                }
+                Effect::Network { host: _, connection, network } => {
+                    self.send_to_agent(connection, ToAgent::Network(network));
                 }
                 Effect::Power { host, op } => self.ask_power_driver(host, op),
                 Effect::Reply { request: _, result } => {
@@ -456,6 +459,14 @@ impl Cluster {
         }
     }
 
+    fn send_to_agent(&mut self, connection: ConnectionId, message: ToAgent) {
+        let now = self.now();
+        let Some(link) = self.links.get_mut(&connection) else { return };
+        if let Some(at) = link.send_to_agent(message, now, &mut self.around.dice) {
+            self.around.schedule.at(at, Happening::ToAgent { connection });
+        }
+    }
+
     fn arrives_at_server(&mut self, connection: ConnectionId) {
         let Some(link) = self.links.get_mut(&connection).filter(|link| link.server_run == self.shell.run) else {
             return;
@@ -467,11 +478,18 @@ impl Cluster {
 
     fn arrives_at_agent(&mut self, connection: ConnectionId) {
         let Some(link) = self.links.get_mut(&connection) else { return };
-        let Some((id, command)) = link.next_to_agent() else { return };
+        let Some(message) = link.next_to_agent() else { return };
         let (host, run) = (link.host.clone(), link.agent_run);
         let agent = self.fleet.host(&host).and_then(|host| host.agent.as_ref());
         if agent.is_some_and(|agent| agent.run == run && agent.connection == Some(connection)) {
-            self.fleet.command(&mut self.around, &host, id, &command);
+            match message {
+                ToAgent::Command(id, command) => self.fleet.command(&mut self.around, &host, id, &command),
+                ToAgent::Network(network) => {
+                    if let Some(row) = self.fleet.hosts.get_mut(&host) {
+                        row.take_network(network);
+                    }
+                }
+            }
             if self.fleet.host(&host).is_some_and(|host| host.agent.is_none()) {
                 self.cut(connection, Some(NOTICE_CLOSED_MS), None);
             }
@@ -509,7 +527,8 @@ impl Cluster {
         let Some(connection) = self.connection_of(host) else { return };
         let Some(row) = self.fleet.host(host) else { return };
         let load = with_load.then(|| self.fleet.load(row, now));
-        let message = AgentMessage::Report { at: row.clock(now), vms: row.inventory(), load };
+        let (at, vms, network) = (row.clock(now), row.inventory(), row.network_report());
+        let message = AgentMessage::Report { at, vms, load, network };
         self.send_to_server(connection, message);
     }
 

@@ -153,7 +153,7 @@ impl Cluster {
             Fault::QemuKilled | Fault::MigratingQemuKilled | Fault::StreamSevered | Fault::GuestPowersOff => {
                 let Some((host, vm)) = self.victim(fault) else { return false };
                 match fault {
-                    Fault::StreamSevered => self.fleet.sever(&mut self.around, &host, &vm),
+                    Fault::StreamSevered => self.fleet.sever(&mut self.around, &host, &vm, down_ms),
                     Fault::GuestPowersOff => self.power_off_guest(&host, &vm),
                     _ => self.fleet.kill_qemu(&mut self.around, &host, &vm),
                 }
@@ -172,7 +172,7 @@ impl Cluster {
                     (_, Fault::GuestPowersOff) => false,
                     (Guest::Sending(_), _) => true,
                     (_, Fault::StreamSevered) => false,
-                    (Guest::Sent | Guest::Receiving { .. } | Guest::Received, _) => true,
+                    (Guest::Sent | Guest::Receiving { .. } | Guest::Received | Guest::Completing(_), _) => true,
                     (Guest::Starting | Guest::Running | Guest::PoweringDown, fault) => fault == Fault::QemuKilled,
                 };
                 if fits {

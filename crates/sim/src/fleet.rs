@@ -5,16 +5,17 @@ use crate::agent::{Agent, Notice, Record};
 use crate::dice::Dice;
 use crate::invariants::Witness;
 use crate::load::{self, Demand};
-use crate::qemu::{Guest, Phase, Qemu, Sending};
+use crate::postcopy::STALL_NOTICED_MS;
+use crate::qemu::{Completing, Guest, Phase, Qemu, Sending};
 use crate::schedule::{Happening, QemuStep, Schedule};
 use drover_control::interface::AgentMessage;
 use drover_model::inventory::Capacity;
-use drover_model::{Bytes, HostId, MigrationId, TimeMs, VmId};
+use drover_model::migration::Method;
+use drover_model::network::HostNetwork;
+use drover_model::{Bytes, HostId, MigrationId, Millis, TimeMs, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What one migration gets of the network, per second.
-const BANDWIDTH: Bytes = Bytes::mib(200);
 /// How often a copy's progress is worked out, and told.
 pub const COPY_STEP_MS: u64 = 500;
 /// How soon the other end of a stream learns that a process died.
@@ -49,11 +50,13 @@ pub struct Host {
     pub reachable: bool,
     /// The agent dies in its next command, between writing it down and doing it.
     pub dies_in_command: bool,
+    /// As its kernel has it: outlives the agent, not the power.
+    pub network: HostNetwork,
     pub records: BTreeMap<VmId, Record>,
     pub processes: BTreeMap<VmId, Qemu>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Fleet {
     pub hosts: BTreeMap<HostId, Host>,
     pub demands: BTreeMap<VmId, Demand>,
@@ -63,6 +66,8 @@ pub struct Fleet {
     pub flaky: bool,
     /// Share of migrations whose guest writes faster than the network carries.
     pub never_converge: f64,
+    /// What one migration gets of the network, per second.
+    pub link: Bytes,
     pub outbox: Vec<(HostId, AgentMessage)>,
     /// Hosts whose inventory has changed, and vms whose processes have, since the last look.
     pub changed: BTreeSet<HostId>,
@@ -95,8 +100,29 @@ impl Host {
             agent_runs: 0,
             reachable: true,
             dies_in_command: false,
+            network: HostNetwork::default(),
             records: BTreeMap::new(),
             processes: BTreeMap::new(),
+        }
+    }
+}
+
+/// A fast link: a small guest goes over it in seconds.
+const LINK: Bytes = Bytes::mib(200);
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self {
+            hosts: BTreeMap::new(),
+            demands: BTreeMap::new(),
+            frozen_at: None,
+            flaky: false,
+            never_converge: 0.0,
+            link: LINK,
+            outbox: Vec::new(),
+            changed: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            pids: 0,
         }
     }
 }
@@ -162,6 +188,12 @@ impl Fleet {
         let Some(qemu) = self.hosts.get_mut(host).and_then(|host| host.processes.remove(vm)) else { return };
         let newest = qemu.memory.is_some_and(|memory| around.witness.is_newest(vm, memory));
         let copies = self.copies(&around.witness, vm);
+        if let (End::Command(word), Some(missing_at)) = (end, self.needed_by(vm, &qemu)) {
+            around.witness.destroys(vm, &format!("{word}, while {missing_at} still needs it,"));
+        }
+        if let Guest::Completing(Completing { stalled_at: Some(at), .. }) = &qemu.guest {
+            around.witness.stalled(vm, around.schedule.now.since(*at));
+        }
         match end {
             End::Killed | End::HostLost => around.witness.hit(vm, newest || copies > 0),
             End::Wish => around.witness.ends(vm),
@@ -174,6 +206,9 @@ impl Fleet {
                 self.break_later(around, &to, vm, sending.migration, end, SILENT_FOREVER);
             }
             Guest::Receiving { migration, from: Some(from) } => {
+                self.break_later(around, &from, vm, migration, end, 0.0);
+            }
+            Guest::Completing(Completing { migration, from, .. }) => {
                 self.break_later(around, &from, vm, migration, end, 0.0);
             }
             Guest::Receiving { from: None, .. }
@@ -208,10 +243,21 @@ impl Fleet {
         around.schedule.after(wait, Happening::Qemu { host: host.clone(), vm: vm.clone(), pid: *pid, step });
     }
 
+    /// The destination whose guest still needs memory of this process.
+    fn needed_by(&self, vm: &VmId, qemu: &Qemu) -> Option<HostId> {
+        let Guest::Sending(sending) = &qemu.guest else { return None };
+        let receiver = self.process(&sending.to, vm).filter(|receiver| receiver.pid == sending.to_pid)?;
+        matches!(receiver.guest, Guest::Completing(_)).then(|| sending.to.clone())
+    }
+
     /// A stream is given up by the source: the other end sees it end.
     pub fn stop_sending(&mut self, around: &mut Around, host: &HostId, vm: &VmId) {
         let Some(sending) = self.process_mut(host, vm).and_then(Qemu::sending) else { return };
         let (to, migration) = ((sending.to.clone(), sending.to_pid), sending.migration);
+        // What runs elsewhere is not called back.
+        if matches!(sending.phase, Phase::PostCopy | Phase::PostCopyPaused) {
+            return;
+        }
         let stood = sending.phase != Phase::PreCopy;
         self.break_later(around, &to, vm, migration, End::Broken, 0.0);
         if stood {
@@ -234,7 +280,7 @@ impl Fleet {
             _ => false,
         };
         if let Some(qemu) = self.process_mut(host, vm) {
-            qemu.guest = Guest::Sending(sending);
+            qemu.guest = Guest::Sending(Box::new(sending));
         }
         let step = if listens { QemuStep::Copied { migration } } else { QemuStep::StreamBroken { migration } };
         let wait = if listens { COPY_STEP_MS } else { BREAK_MS.1 };
@@ -250,8 +296,13 @@ impl Fleet {
         let Some(sending) = qemu.sending() else { return };
         sending.phase = Phase::SwitchingOver;
         sending.committed_at = now;
-        let step = QemuStep::LastByte { migration: sending.migration };
-        let wait = around.dice.between(10, 250);
+        let migration = sending.migration;
+        let (step, left) = match sending.strategy.method {
+            Method::PostCopy => (QemuStep::PostCopyStarts { migration }, Bytes::ZERO),
+            Method::PreCopy => (QemuStep::LastByte { migration }, Bytes::ZERO),
+            Method::StopAndCopy => (QemuStep::LastByte { migration }, sending.remaining),
+        };
+        let wait = around.dice.between(10, 250) + left.0 * 1000 / sending.rate().0.max(1);
         around.schedule.after(wait, Happening::Qemu { host: host.clone(), vm: vm.clone(), pid, step });
         self.note_change(host, vm);
     }
@@ -275,6 +326,26 @@ impl Fleet {
                 if sending.migration == migration && sending.phase == Phase::SwitchingOver =>
             {
                 self.last_byte(around, host, vm, pid);
+            }
+            (QemuStep::PostCopyStarts { migration }, Guest::Sending(sending))
+                if sending.migration == migration && sending.phase == Phase::SwitchingOver =>
+            {
+                self.post_copy_starts(around, host, vm, pid);
+            }
+            (QemuStep::PagesCame { migration }, Guest::Sending(sending))
+                if sending.migration == migration && sending.phase == Phase::PostCopy =>
+            {
+                self.pages_came(around, host, vm, pid);
+            }
+            (QemuStep::Reconnected { migration }, Guest::Sending(sending))
+                if sending.migration == migration && sending.phase == Phase::PostCopyPaused =>
+            {
+                self.reconnected(around, host, vm, pid);
+            }
+            (QemuStep::StreamBroken { migration }, Guest::Completing(completing))
+                if completing.migration == migration =>
+            {
+                self.stalls(around, host, vm);
             }
             (QemuStep::Resumed, Guest::Received) => {
                 self.resume(around, host, vm);
@@ -300,19 +371,33 @@ impl Fleet {
 
     fn copied(&mut self, around: &mut Around, host: &HostId, vm: &VmId, pid: u32) {
         let now = around.schedule.now;
+        let Some(sending) = self.process_mut(host, vm).and_then(Qemu::sending) else { return };
+        let (to, to_pid) = (sending.to.clone(), sending.to_pid);
+        // Without anybody who takes it, the connection fills up and nothing more is sent.
+        let taken = self.process(&to, vm).is_some_and(|qemu| qemu.pid == to_pid);
         let Some(qemu) = self.process_mut(host, vm) else { return };
         let size = qemu.size;
         let Some(sending) = qemu.sending() else { return };
-        if !sending.severed {
-            let per_step = |rate: Bytes| rate.scale(COPY_STEP_MS as f64 / 1000.0);
-            let sent = per_step(BANDWIDTH).min(sending.remaining);
-            let dirtied = per_step(sending.dirty_rate).min(size);
+        if !sending.severed && taken {
+            let rate = sending.rate();
+            let sent = sending.per_step().min(sending.remaining);
+            let dirtied = sending.dirty_rate.scale(COPY_STEP_MS as f64 / 1000.0).min(size);
             let rounds = |sent: Bytes| 1 + sent.0 / size.0.max(1);
             sending.transferred += sent;
             sending.rounds = rounds(sending.transferred);
-            sending.remaining = sending.remaining.saturating_sub(sent) + dirtied;
-            let in_one_go = BANDWIDTH.scale(sending.limits.downtime_max.as_secs());
-            if sending.remaining <= in_one_go {
+            sending.remaining = (sending.remaining.saturating_sub(sent) + dirtied).min(size);
+            let fits = sending.remaining <= rate.scale(sending.limits.downtime_max.as_secs());
+            let switches = match sending.strategy.method {
+                Method::PreCopy => fits,
+                // One pass, then the guest goes over whatever is left.
+                Method::PostCopy => sending.transferred >= size,
+                Method::StopAndCopy => true,
+            };
+            if !switches && sending.is_hopeless(size) {
+                self.stop_sending(around, host, vm);
+                return self.noticed(around, host, vm, Notice::WillNotConverge);
+            }
+            if switches {
                 sending.phase = Phase::AtSwitchOver;
                 sending.paused_at = now;
                 self.note_change(host, vm);
@@ -321,7 +406,8 @@ impl Fleet {
         }
         let step = QemuStep::Copied { migration: sending.migration };
         around.schedule.after(COPY_STEP_MS, Happening::Qemu { host: host.clone(), vm: vm.clone(), pid, step });
-        self.noticed(around, host, vm, Notice::Progress { throughput: BANDWIDTH });
+        let throughput = sending.rate();
+        self.noticed(around, host, vm, Notice::Progress { throughput });
     }
 
     fn last_byte(&mut self, around: &mut Around, host: &HostId, vm: &VmId, pid: u32) {
@@ -352,11 +438,14 @@ impl Fleet {
         }
     }
 
-    fn sent(&mut self, around: &mut Around, host: &HostId, vm: &VmId) {
+    pub fn sent(&mut self, around: &mut Around, host: &HostId, vm: &VmId) {
         let Some(qemu) = self.process_mut(host, vm) else { return };
         let Some(sending) = qemu.sending() else { return };
         let notice = Notice::HandedOver {
             transferred: sending.transferred,
+            post_copied: sending.post_copied,
+            throughput: sending.rate(),
+            dirty_rate: sending.dirty_rate,
             rounds: sending.rounds,
             commit: sending.committed_at.since(sending.paused_at),
             copy: around.schedule.now.since(sending.committed_at),
@@ -373,7 +462,9 @@ impl Fleet {
         match sending.phase {
             // Nothing flows while it waits: it is noticed when it goes on.
             Phase::AtSwitchOver => sending.severed = true,
-            Phase::StandsStill => {}
+            Phase::StandsStill | Phase::PostCopyPaused => {}
+            Phase::PostCopy => self.stalls(around, host, vm),
+            // It broke while the last state was written out: qemu lets the guest go on, or leaves it paused.
             Phase::SwitchingOver if stays => {
                 sending.phase = Phase::StandsStill;
                 self.note_change(host, vm);
@@ -408,6 +499,7 @@ impl Fleet {
         let Some(row) = self.hosts.get_mut(host).filter(|host| host.on) else { return };
         row.on = false;
         row.agent = None;
+        row.network = HostNetwork::default();
         let vms: Vec<VmId> = row.processes.keys().cloned().collect();
         for vm in vms {
             self.end_process(around, host, &vm, End::HostLost);
@@ -417,19 +509,30 @@ impl Fleet {
     pub fn wipe(&mut self, around: &mut Around, host: &HostId) {
         let Some(row) = self.hosts.get_mut(host) else { return };
         row.records.clear();
+        row.network = HostNetwork::default();
         let vms: Vec<VmId> = row.processes.keys().cloned().collect();
         for vm in vms {
             self.end_process(around, host, &vm, End::Killed);
         }
     }
 
-    /// The network between two hosts loses a stream's connection without a word to either.
-    pub fn sever(&mut self, around: &mut Around, host: &HostId, vm: &VmId) {
+    /// The network between two hosts loses a stream's connection without a word to either, and carries nothing for a
+    /// while.
+    pub fn sever(&mut self, around: &mut Around, host: &HostId, vm: &VmId, away_ms: u64) {
         let Some(qemu) = self.process_mut(host, vm) else { return };
         let pid = qemu.pid;
         let Some(sending) = qemu.sending() else { return };
         sending.severed = true;
+        sending.away_until = around.schedule.now.plus(Millis(away_ms));
         let (migration, to) = (sending.migration, (sending.to.clone(), sending.to_pid));
+        if matches!(sending.phase, Phase::PostCopy | Phase::PostCopyPaused) {
+            for (host, pid) in [(host.clone(), pid), to] {
+                let wait = around.dice.between(STALL_NOTICED_MS.0, STALL_NOTICED_MS.1);
+                let step = QemuStep::StreamBroken { migration };
+                around.schedule.after(wait, Happening::Qemu { host, vm: vm.clone(), pid, step });
+            }
+            return;
+        }
         self.break_later(around, &(host.clone(), pid), vm, migration, End::HostLost, 0.0);
         self.break_later(around, &to, vm, migration, End::HostLost, SILENT_FOREVER);
     }

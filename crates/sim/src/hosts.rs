@@ -1,11 +1,13 @@
 //! Hosts as a whole: their agents, their power and its driver, and what is to be seen of them from outside.
 
 use crate::cluster::{Cluster, NOTICE_CLOSED_MS, NOTICE_SILENT_MS, REPORT_MS};
+use crate::fleet::Host;
 use crate::load::Demand;
+use crate::qemu::{Guest, Phase};
 use crate::schedule::{Happening, QemuStep};
 use crate::store::DiskFault;
 use drover_control::interface::{Input, PowerOp, PowerStatus};
-use drover_model::{HostId, VmId};
+use drover_model::{Bytes, HostId, VmId};
 
 const POWER_DRIVER_MS: (u64, u64) = (500, 5_000);
 const BOOT_MS: (u64, u64) = (8_000, 40_000);
@@ -112,6 +114,43 @@ impl Cluster {
     /// What a vm will want of its host from now on.
     pub fn set_demand(&mut self, vm: &VmId, demand: Demand) {
         self.fleet.demands.insert(vm.clone(), demand);
+    }
+
+    /// The network between the two ends of this vm's migration carries nothing for so long, and tells nobody.
+    pub fn sever(&mut self, vm: &VmId, away_ms: u64) {
+        if let Some(host) = self.sender(vm) {
+            self.fleet.sever(&mut self.around, &host, vm, away_ms);
+            self.look();
+        }
+    }
+
+    fn sender(&self, vm: &VmId) -> Option<HostId> {
+        let sends = |host: &&Host| host.processes.get(vm).is_some_and(|qemu| matches!(qemu.guest, Guest::Sending(_)));
+        self.fleet.hosts.values().find(sends).map(|host| host.id.clone())
+    }
+
+    /// Migrations get this much of the network from now on, per second, and the guests of those that begin write so much.
+    pub fn set_link(&mut self, link: Bytes, writes_faster: bool) {
+        self.fleet.link = link;
+        self.fleet.never_converge = if writes_faster { 1.0 } else { 0.0 };
+    }
+
+    /// What the source's qemu does at this moment, as nobody but the simulator knows it.
+    pub fn sending(&self, vm: &VmId) -> Option<Phase> {
+        let host = self.sender(vm)?;
+        match &self.fleet.process(&host, vm)?.guest {
+            Guest::Sending(sending) => Some(sending.phase),
+            _ => None,
+        }
+    }
+
+    /// What its migration sends at, per second, while it copies.
+    pub fn sending_rate(&self, vm: &VmId) -> Option<Bytes> {
+        let host = self.sender(vm)?;
+        match &self.fleet.process(&host, vm)?.guest {
+            Guest::Sending(sending) if sending.phase == Phase::PreCopy => Some(sending.rate()),
+            _ => None,
+        }
     }
 
     /// Where the guest of this vm executes.

@@ -20,7 +20,7 @@ use drover_model::inventory::Capacity;
 use drover_model::migration::{MigrationPhase, MigrationRecord};
 use drover_model::policy::Policy;
 use drover_model::world::HostState;
-use drover_model::{Bytes, Generation, HostId, MigrationId, TimeMs, VmId};
+use drover_model::{Bytes, Generation, HostId, MigrationId, Millis, TimeMs, VmId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Effects of one step.
@@ -32,7 +32,8 @@ const TRACE_MAX: usize = 400;
 /// Events that only a defect causes.
 const DEFECT_EVENTS: [&str; 3] = ["plan-unsound", "store-older-than-cluster", "vm-unknown"];
 /// Events that tell an owner of lost memory, or that the owner itself started a vm that had failed.
-const LOSS_EVENTS: [&str; 4] = ["vm-restarted", "migration-failed", "vm-failed", "vm-start"];
+const LOSS_EVENTS: [&str; 5] = ["vm-restarted", "migration-failed", GIVEN_UP_EVENT, "vm-failed", "vm-start"];
+const GIVEN_UP_EVENT: &str = "vm-memory-lost";
 
 #[derive(Debug, Default)]
 pub struct Witness {
@@ -59,6 +60,7 @@ pub struct Tally {
     pub events: u64,
     pub guests_booted: u64,
     pub memories_lost: u64,
+    pub recovered: u64,
     pub last_move_began: Option<TimeMs>,
 }
 
@@ -71,6 +73,8 @@ struct Truth {
     /// When a fault last hit a qemu of this vm, since the guest was last well.
     hit_at: Option<TimeMs>,
     said_lost_at: Option<TimeMs>,
+    /// It was said that it is started anew: what is left of the old memory is nobody's.
+    given_up: bool,
 }
 
 impl Witness {
@@ -154,6 +158,7 @@ impl Witness {
             && let Some(truth) = self.memory.get_mut(&vm)
         {
             truth.said_lost_at = Some(event.at);
+            truth.given_up |= event.kind == GIVEN_UP_EVENT;
         }
     }
 
@@ -314,7 +319,7 @@ impl Witness {
         self.tally.guests_booted += 1;
         self.incarnations += 1;
         let newest = Memory { incarnation: self.incarnations, epoch: 1 };
-        let fresh = Truth { newest, ended: false, hit_at: None, said_lost_at: None };
+        let fresh = Truth { newest, ended: false, hit_at: None, said_lost_at: None, given_up: false };
         let Some(before) = self.memory.insert(vm.clone(), fresh) else { return newest };
         if before.ended {
             return newest;
@@ -356,14 +361,26 @@ impl Witness {
 
     /// A fault took a qemu of this vm. `left`: whether its newest memory was still there, in that one or another.
     pub fn hit(&mut self, vm: &VmId, left: bool) {
-        let now = self.now;
+        self.hit_at(vm, left, self.now);
+    }
+
+    fn hit_at(&mut self, vm: &VmId, left: bool, at: TimeMs) {
         let wanted = self.vms.get(vm).is_some_and(|row| row.run == RunIntent::Running && !row.deleting);
         if let Some(truth) = self.memory.get_mut(vm) {
             // What was lost before, and perhaps said, is not lost again.
-            if left || truth.hit_at.is_none() {
-                truth.hit_at = Some(now);
+            if (left && !truth.given_up) || truth.hit_at.is_none() {
+                truth.hit_at = Some(at);
             }
             truth.ended |= !wanted;
+        }
+    }
+
+    /// A guest is ended that has waited this long for memory it could still get. Giving up is the policy's right, and not
+    /// before its time.
+    pub fn stalled(&mut self, vm: &VmId, waited: Millis) {
+        let patience = self.policy.as_ref().map(|policy| policy.migration).unwrap_or_default();
+        if waited >= patience.source_silence_max.min(patience.recovery_max) {
+            self.hit_at(vm, true, TimeMs(self.now.0 - waited.0));
         }
     }
 
@@ -392,10 +409,13 @@ impl Witness {
             | Command::PrepareIncoming { generation, .. }
             | Command::MigrateOut { generation, .. }
             | Command::CommitSwitchOver { generation, .. }
+            | Command::RecoverIncoming { generation, .. }
+            | Command::RecoverOutgoing { generation, .. }
             | Command::TakeBack { generation, .. } => *generation,
             Command::Stop { .. }
             | Command::Release { .. }
             | Command::CancelMigration { .. }
+            | Command::AdjustMigration { .. }
             | Command::MeasureDirtyRate { .. } => return,
         };
         match self.vms.get(command.vm()).map(|row| row.generation) {

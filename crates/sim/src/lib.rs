@@ -11,6 +11,7 @@
 //!
 //! The rules by which an agent admits commands are those of `drover agent`: [`drover_model::admission`].
 
+mod adopt;
 mod agent;
 mod cluster;
 mod dice;
@@ -20,6 +21,8 @@ mod hosts;
 mod invariants;
 mod link;
 mod load;
+mod network;
+mod postcopy;
 mod qemu;
 mod schedule;
 mod settle;
@@ -29,6 +32,7 @@ mod workload;
 
 pub use cluster::{Broken, Cluster, host_id};
 pub use load::Demand;
+pub use qemu::Phase;
 pub use workload::Wish;
 
 use drover_model::Millis;
@@ -70,6 +74,8 @@ pub struct Summary {
     pub guests_booted: u64,
     /// To faults: each was said.
     pub memories_lost: u64,
+    /// Post-copies that lost their connection and were connected anew.
+    pub recovered: u64,
     /// Time that hosts were powered, summed over them.
     pub powered: Millis,
 }
@@ -145,6 +151,7 @@ fn summary(options: &Options, cluster: Option<&Cluster>) -> Summary {
         events: tally.events,
         guests_booted: tally.guests_booted,
         memories_lost: tally.memories_lost,
+        recovered: tally.recovered,
         powered: cluster.powered,
     }
 }
@@ -163,7 +170,7 @@ impl fmt::Display for Summary {
         write!(
             f,
             "seed {}: ok after {:.0} virtual minutes. Migrations: {}. Faults: {}. {} commits, {} events, {} boots, {} \
-             memories lost to faults and said so, {:.1} host hours powered",
+             memories lost to faults and said so, {} post-copies connected anew, {:.1} host hours powered",
             self.seed,
             self.span.as_secs() / 60.0,
             list(migrations),
@@ -172,6 +179,7 @@ impl fmt::Display for Summary {
             self.events,
             self.guests_booted,
             self.memories_lost,
+            self.recovered,
             self.powered.as_secs() / 3600.0
         )
     }

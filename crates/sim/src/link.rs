@@ -4,6 +4,7 @@
 use crate::dice::Dice;
 use drover_control::interface::AgentMessage;
 use drover_model::command::Command;
+use drover_model::network::HostNetwork;
 use drover_model::{CommandId, HostId, TimeMs};
 use std::collections::VecDeque;
 
@@ -12,13 +13,19 @@ pub const UNDER_WAY_MAX: usize = 4_000;
 const DELAY_MS: (u64, u64) = (1, 300);
 
 #[derive(Debug)]
+pub enum ToAgent {
+    Command(CommandId, Box<Command>),
+    Network(HostNetwork),
+}
+
+#[derive(Debug)]
 pub struct Link {
     pub host: HostId,
     /// The runs of agent and server at its two ends.
     pub agent_run: u64,
     pub server_run: u64,
     to_server: Lane<AgentMessage>,
-    to_agent: Lane<(CommandId, Command)>,
+    to_agent: Lane<ToAgent>,
     pub cut: bool,
     /// Nothing arrives before this.
     stalled_until: TimeMs,
@@ -57,15 +64,15 @@ impl Link {
         (!self.cut).then(|| self.to_server.push(message, now, self.stalled_until, dice))
     }
 
-    pub fn send_to_agent(&mut self, id: CommandId, command: Command, now: TimeMs, dice: &mut Dice) -> Option<TimeMs> {
-        (!self.cut).then(|| self.to_agent.push((id, command), now, self.stalled_until, dice))
+    pub fn send_to_agent(&mut self, message: ToAgent, now: TimeMs, dice: &mut Dice) -> Option<TimeMs> {
+        (!self.cut).then(|| self.to_agent.push(message, now, self.stalled_until, dice))
     }
 
     pub fn next_to_server(&mut self) -> Option<AgentMessage> {
         self.to_server.messages.pop_front()
     }
 
-    pub fn next_to_agent(&mut self) -> Option<(CommandId, Command)> {
+    pub fn next_to_agent(&mut self) -> Option<ToAgent> {
         self.to_agent.messages.pop_front()
     }
 

@@ -105,6 +105,18 @@ pub enum QemuStep {
     },
     /// The destination has loaded everything and lets the guest run.
     Resumed,
+    /// Post-copy begins: the destination has what it needs to run.
+    PostCopyStarts {
+        migration: MigrationId,
+    },
+    /// Half a second of post-copy has passed.
+    PagesCame {
+        migration: MigrationId,
+    },
+    /// A stalled post-copy tries to connect anew.
+    Reconnected {
+        migration: MigrationId,
+    },
     /// The stream ended early, as this side sees it.
     StreamBroken {
         migration: MigrationId,

@@ -6,7 +6,7 @@ use drover_control::Control;
 use drover_control::interface::Ask;
 use drover_model::intent::{PowerIntent, RunIntent, Vm};
 use drover_model::plan::PlanState;
-use drover_model::{HostId, Millis, VmId};
+use drover_model::{HostId, MigrationId, Millis, VmId};
 use drover_planner as planner;
 
 /// For everything to be where it should be.
@@ -85,6 +85,12 @@ impl Cluster {
                 self.start_host(host);
             }
         }
+        let held =
+            |control: &Control| control.migrations().filter(|m| m.paused && !m.phase.is_over()).map(|m| m.id).collect();
+        let held: Vec<MigrationId> = self.control().map(held).unwrap_or_default();
+        for id in held {
+            let _goes_on = self.ask(Ask::HoldMigration { id, held: false });
+        }
         let failed: Vec<VmId> =
             self.around.witness.vms().filter(|vm| self.has_failed(vm)).map(|vm| vm.id.clone()).collect();
         for vm in failed {
@@ -112,7 +118,8 @@ impl Cluster {
         if let Some(plan) = control.plans().find(|plan| under_way(&plan.state)) {
             return Some(format!("plan {} is {:?}: {:?}", plan.id, plan.state, plan.steps));
         }
-        self.around.witness.vms().find_map(|vm| self.vm_unsettled(control, vm)).or_else(|| self.stray())
+        let vm = self.around.witness.vms().find_map(|vm| self.vm_unsettled(control, vm));
+        vm.or_else(|| self.stray()).or_else(|| self.network_unsettled(control))
     }
 
     fn vm_unsettled(&self, control: &Control, vm: &Vm) -> Option<String> {

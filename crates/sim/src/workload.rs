@@ -7,15 +7,18 @@ use crate::load::Demand;
 use crate::schedule::Happening;
 use drover_control::interface::{Actor, Ask, Refusal};
 use drover_model::intent::{Image, ImageFile, JoinToken, PowerIntent, Role, RunIntent, Vm, VmSpec};
-use drover_model::migration::MigrationRecord;
+use drover_model::migration::{Method, MigrationRecord, Priority};
 use drover_model::plan::PlanState;
-use drover_model::policy::{Mode, Policy};
+use drover_model::policy::{MigrationPolicy, Mode, Policy};
 use drover_model::{Bytes, HostId, Millis, TenantId, TimeMs, VmId};
 use std::collections::BTreeMap;
 
 const TENANTS: [&str; 2] = ["blue", "green"];
 const IMAGE: &str = "tiny";
 const SECRET: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+const METHODS: [Option<Method>; 6] =
+    [None, None, None, Some(Method::PostCopy), Some(Method::PreCopy), Some(Method::StopAndCopy)];
+const PRIORITIES: [Priority; 3] = [Priority::Low, Priority::Normal, Priority::High];
 /// Hosts that people drain or switch off at one time.
 const HOSTS_AWAY_MAX: usize = 1;
 
@@ -79,6 +82,13 @@ impl Operator {
             vm_cooldown: Millis::secs(dice.between(1, 5) * 60),
             settle: Millis::secs(dice.between(3, 20)),
             migrations_at_once_max: dice.between(1, 4) as u32,
+            migration: MigrationPolicy {
+                post_copy: dice.chance(0.7),
+                per_host_max: dice.between(1, 3) as u32,
+                host_bandwidth_max: dice.pick(&[Bytes::ZERO, Bytes::mib(150)]).copied().unwrap_or_default(),
+                recovery_max: Millis::secs(dice.between(10, 120)),
+                ..default.migration
+            },
             ..default
         }
     }
@@ -93,6 +103,7 @@ impl Cluster {
     pub(crate) fn set_up(&mut self) {
         for index in 0..TENANTS.len() {
             let _made = self.ask(Ask::CreateTenant { id: tenant(index) });
+            self.make_network(tenant(index));
         }
         let kernel = Some(ImageFile { size: Bytes::mib(8), sha256: SECRET.to_owned() });
         let id = IMAGE.parse().expect("the image's name is a label");
@@ -135,7 +146,7 @@ impl Cluster {
             image: IMAGE.parse().expect("the image's name is a label"),
             vcpus: wish.vcpus,
             memory: wish.memory,
-            nic: None,
+            nic: crate::network::card(number, &id),
             anti_affinity: wish.anti_affinity.map(|group| group.parse().expect("the groups' names are labels")),
             pinned_to: wish.pinned_to.iter().cloned().collect(),
             guest_args: BTreeMap::new(),
@@ -165,7 +176,7 @@ impl Cluster {
         }
         let wait = self.operator.dice.wait_ms(self.operator.every_ms);
         self.around.schedule.after(wait, Happening::Operator);
-        match self.operator.dice.between(0, 15) {
+        match self.operator.dice.between(0, 17) {
             0 | 1 => self.wish_vm(),
             2 => self.wish_run(RunIntent::Stopped),
             3 | 4 => self.wish_run(RunIntent::Running),
@@ -177,6 +188,8 @@ impl Cluster {
             12 => self.wish_policy(),
             13 => self.wish_judgement(),
             14 => self.wish_power(),
+            15 => self.wish_hold(),
+            16 => self.wish_priority(),
             _ => self.wish_other_hosts(),
         }
     }
@@ -240,7 +253,8 @@ impl Cluster {
     fn wish_migration(&mut self) {
         let to = self.any_host().filter(|_| self.operator.dice.chance(0.7));
         if let Some(vm) = self.any_vm(|vm| vm.run == RunIntent::Running && vm.migration.is_none()) {
-            let _moves = self.ask(Ask::MigrateVm { vm: vm.id, to });
+            let method = self.operator.dice.pick(&METHODS).copied().flatten();
+            let _moves = self.ask(Ask::MigrateVm { vm: vm.id, to, method });
         }
     }
 
@@ -248,6 +262,28 @@ impl Cluster {
         let open = self.control().and_then(|control| control.migrations().find(|m| !m.phase.is_over()));
         if let Some(MigrationRecord { id, .. }) = open.cloned() {
             let _cancelled = self.ask(Ask::CancelMigration { id });
+        }
+    }
+
+    fn any_open(&mut self) -> Option<MigrationRecord> {
+        let open = |control: &drover_control::Control| {
+            control.migrations().filter(|m| !m.phase.is_over()).cloned().collect::<Vec<MigrationRecord>>()
+        };
+        let open = self.control().map(open)?;
+        self.operator.dice.pick(&open).cloned()
+    }
+
+    /// What is held is let go on sooner or later.
+    fn wish_hold(&mut self) {
+        if let Some(record) = self.any_open() {
+            let _held = self.ask(Ask::HoldMigration { id: record.id, held: !record.paused });
+        }
+    }
+
+    fn wish_priority(&mut self) {
+        if let Some(MigrationRecord { id, .. }) = self.any_open() {
+            let priority = self.operator.dice.pick(&PRIORITIES).copied().unwrap_or_default();
+            let _given = self.ask(Ask::PrioritiseMigration { id, priority });
         }
     }
 

@@ -5,23 +5,29 @@
 //! by page against a pattern that only this boot could have written, answers HTTP, and sends a
 //! numbered tick ten times a second from which a receiver sees stand-stills, restarts and a vm that
 //! runs twice. It runs as the first process of the guest and powers it off when the power button is
-//! pressed.
+//! pressed. With `drover.workload` it also serves clients as programs do that people wait for.
 //!
 //! ```text
 //!   burn x vcpus   busy share of each period      tick     UDP line to drover.tick
 //!   memory         rewrite at the set rate,       http x4  GET / /stats /verify, PUT /load
 //!                  verify a few pages             power    ACPI button -> poweroff
+//!   probe          numbered echo, UDP and TCP     web, game, database: one of them, by drover.workload
 //! ```
 
 mod burn;
+mod database;
+mod game;
 mod http;
 mod memory;
 mod power;
+mod probe;
+mod serve;
 mod settings;
 mod stats;
 mod tick;
+mod web;
 
-use settings::Settings;
+use settings::{Settings, Workload};
 use stats::Shared;
 use std::io::Read;
 use std::sync::Arc;
@@ -60,6 +66,15 @@ fn run() -> Result<(), String> {
     if let Some(sink) = settings.tick {
         let shared = shared.clone();
         thread::spawn(move || tick::run(&shared, sink));
+    }
+    if let Some(workload) = settings.workload {
+        probe::start()?;
+        match workload {
+            Workload::Idle | Workload::Diabolical => {}
+            Workload::Web => web::start()?,
+            Workload::Game => game::start()?,
+            Workload::Database => database::start()?,
+        }
     }
     power::watch();
     println!("guest-load: {} {} ready, {vcpus} vcpu", shared.name, shared.boot_id());

@@ -138,7 +138,8 @@ fn verify(shared: &Shared, pages: usize) {
 
 fn rewrite(shared: &Shared, pages: u64) {
     let mut left = pages;
-    while left > 0 {
+    // A rate that can't be reached makes this long; a new rate of nothing ends it.
+    while left > 0 && shared.dirty_mib_s.load(Relaxed) > 0 {
         let batch = left.min(BATCH_PAGES);
         let mut set = shared.working_set();
         for _ in 0..batch {
@@ -155,7 +156,9 @@ pub fn run(shared: &Shared) {
     let mut last = Instant::now();
     loop {
         let idle = shared.dirty_mib_s.load(Relaxed) == 0;
-        thread::sleep(if idle { IDLE_PERIOD } else { PERIOD });
+        // What took longer than a period is followed at once by the next: a guest that is to write more than it can
+        // writes without a pause.
+        thread::sleep(if idle { IDLE_PERIOD } else { PERIOD }.saturating_sub(last.elapsed()));
         let now = Instant::now();
         rewrite(shared, pace.due(shared.dirty_mib_s.load(Relaxed), now - last));
         verify(shared, SWEEP_PAGES);

@@ -7,9 +7,36 @@ const WORKING_SET_MIB_DEFAULT: u32 = 16;
 const WORKING_SET_MIB_MAX: u32 = 16_384;
 pub const DIRTY_MIB_S_MAX: u32 = 4_096;
 
+/// What the guest serves to its clients beside `/stats`, on ports of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workload {
+    /// Nothing but the probes, which all of them answer.
+    Idle,
+    Web,
+    Game,
+    Database,
+    /// As idle; what it writes is set by `dirty_mib_s`.
+    Diabolical,
+}
+
+impl Workload {
+    fn parse(word: &str) -> Result<Self, String> {
+        Ok(match word {
+            "idle" => Self::Idle,
+            "web" => Self::Web,
+            "game" => Self::Game,
+            "database" => Self::Database,
+            "diabolical" => Self::Diabolical,
+            _ => return Err(format!("drover.workload={word}: write idle, web, game, database or diabolical")),
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub name: String,
+    /// Without one only `/stats` is served.
+    pub workload: Option<Workload>,
     /// Where ticks go; none are sent without it.
     pub tick: Option<SocketAddr>,
     pub working_set_mib: u32,
@@ -25,6 +52,7 @@ impl Settings {
     pub fn from_cmdline(cmdline: &str) -> Result<Self, String> {
         let mut settings = Self {
             name: "guest".to_owned(),
+            workload: None,
             tick: None,
             working_set_mib: WORKING_SET_MIB_DEFAULT,
             cpu_percent: 0,
@@ -40,6 +68,7 @@ impl Settings {
                 "name" => settings.name = value.to_owned(),
                 // The address is the init script's business.
                 "address" => {}
+                "workload" => settings.workload = Some(Workload::parse(value)?),
                 "tick" => {
                     let sink = value.parse().map_err(|_| format!("drover.tick={value}: write address:port"))?;
                     settings.tick = Some(sink);
@@ -79,6 +108,7 @@ mod tests {
             settings,
             Settings {
                 name: "web-1".into(),
+                workload: None,
                 tick: Some("10.78.0.1:9000".parse().unwrap()),
                 working_set_mib: 8,
                 cpu_percent: 37,
@@ -92,7 +122,9 @@ mod tests {
     fn what_is_left_out_has_a_default() {
         let settings = Settings::from_cmdline("quiet").unwrap();
         assert_eq!((settings.working_set_mib, settings.cpu_percent, settings.dirty_mib_s), (16, 0, 0));
-        assert_eq!(settings.tick, None);
+        assert_eq!((settings.tick, settings.workload), (None, None));
+        let settings = Settings::from_cmdline("drover.workload=database").unwrap();
+        assert_eq!(settings.workload, Some(Workload::Database));
     }
 
     #[test]
@@ -101,6 +133,7 @@ mod tests {
             ("drover.cpu=101", "cpu=101: write a whole number from 0 to 100"),
             ("drover.ws_mib=0", "ws_mib=0"),
             ("drover.tick=nowhere", "drover.tick=nowhere: write address:port"),
+            ("drover.workload=mail", "write idle, web, game, database or diabolical"),
             ("drover.dirty=5", "drover.dirty is not known"),
         ] {
             let error = Settings::from_cmdline(cmdline).unwrap_err();

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// Every crate of the workspace, and the crates of the workspace it may depend on.
-const MAY_LOOK_AT: [(&str, &[&str]); 12] = [
+const MAY_LOOK_AT: [(&str, &[&str]); 13] = [
     ("drover-model", &[]),
     ("drover-planner", &["drover-model"]),
     ("drover-control", &["drover-model", "drover-planner"]),
@@ -17,8 +17,9 @@ const MAY_LOOK_AT: [(&str, &[&str]); 12] = [
     ("drover-agent", &["drover-model", "drover-api", "drover-qemu"]),
     ("drover-server", &["drover-model", "drover-planner", "drover-control", "drover-api"]),
     ("drover", &["drover-model", "drover-api", "drover-agent", "drover-server", "drover-sim"]),
-    // Its demo shows the same live screen as `drover top`.
-    ("drover-lab", &["drover-model", "drover-api", "drover"]),
+    // Its demo shows the same live screen as `drover top`; its bench drives a QEMU of its own to compare with.
+    ("drover-lab", &["drover-model", "drover-api", "drover-qemu", "drover"]),
+    ("drover-benches", &["drover-model", "drover-planner"]),
     ("guest-load", &[]),
     ("xtask", &[]),
 ];

@@ -8,10 +8,10 @@ mod saturation;
 mod vm_meter;
 
 pub use saturation::Meter;
-pub use vm_meter::VmSubject;
+pub use vm_meter::{VmSubject, guest_holds};
 
 use crate::clock::now_ms;
-use crate::net::TAP_PREFIX;
+use crate::net::is_own;
 use drover_api::agent::Load;
 use drover_model::load::{HostSample, VmSample};
 use drover_model::{Bytes, CpuMillis, Ratio, TimeMs, VmId};
@@ -203,7 +203,7 @@ impl Sampler {
     }
 
     fn host_net(&mut self, now: Instant) -> Option<(Bytes, Bytes)> {
-        let counted = |name: &str| name != "lo" && !name.starts_with(TAP_PREFIX) && !self.config.bridges.contains(name);
+        let counted = |name: &str| name != "lo" && !is_own(name) && !self.config.bridges.contains(name);
         let (received, sent) = parse::interfaces(&self.net_text)
             .filter(|interface| counted(interface.name))
             .fold((0, 0), |(received, sent), one| (received + one.received, sent + one.sent));

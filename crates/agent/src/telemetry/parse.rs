@@ -49,6 +49,27 @@ pub fn resident_pages(text: &str) -> Option<u64> {
     text.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
+/// A mapping's first line in `/proc/<pid>/smaps`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapping {
+    pub bytes: u64,
+    /// Readable, writable, private, not executable.
+    pub is_private_data: bool,
+}
+
+/// `None` for the lines that tell of a mapping.
+pub fn mapping(line: &str) -> Option<Mapping> {
+    let mut words = line.split_ascii_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let address = |text| u64::from_str_radix(text, 16).ok();
+    Some(Mapping { bytes: address(end)?.checked_sub(address(start)?)?, is_private_data: words.next()? == "rw-p" })
+}
+
+/// `<key>   <number> kB`.
+pub fn kib_of(line: &str, key: &str) -> Option<u64> {
+    line.strip_prefix(key)?.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
 /// One interface of `/proc/net/dev`, as its owner sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InterfaceBytes<'a> {

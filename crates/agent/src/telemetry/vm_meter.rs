@@ -5,8 +5,12 @@ use super::read_at_start;
 use drover_model::load::VmSample;
 use drover_model::{Bytes, CpuMillis};
 use std::fs::File;
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::time::{Duration, Instant};
+
+/// How often the guest's share of its process's memory is told apart from QEMU's own: the kernel walks all of its pages
+/// for that. In between it moves with the process's.
+const GUEST_MEMORY_EVERY: Duration = Duration::from_secs(15);
 
 /// What does not change while a vm's QEMU process lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,11 +23,20 @@ pub struct VmSubject {
     pub tap: Option<String>,
 }
 
+/// Resident bytes at one reading.
+#[derive(Debug, Clone, Copy)]
+struct GuestMemory {
+    read_at: Instant,
+    guest: u64,
+    process: u64,
+}
+
 pub struct VmMeter {
     subject: VmSubject,
     threads: Vec<(File, Option<SchedStat>)>,
     statm: File,
     page_size: u64,
+    guest_memory: Option<GuestMemory>,
     read_at: Option<Instant>,
     tap: Option<(u64, u64)>,
 }
@@ -37,7 +50,7 @@ impl VmMeter {
             .map(|tid| Ok((File::open(format!("/proc/{pid}/task/{tid}/schedstat"))?, None)))
             .collect::<io::Result<_>>()?;
         let statm = File::open(format!("/proc/{pid}/statm"))?;
-        Ok(Self { subject, threads, statm, page_size, read_at: None, tap: None })
+        Ok(Self { subject, threads, statm, page_size, guest_memory: None, read_at: None, tap: None })
     }
 
     pub fn subject(&self) -> &VmSubject {
@@ -67,6 +80,7 @@ impl VmMeter {
         }
         read_at_start(&self.statm, text)?;
         let resident = parse::resident_pages(text).ok_or(io::ErrorKind::InvalidData)? * self.page_size;
+        let memory_used = self.memory_used(now, resident, text)?;
         let tap_before = std::mem::replace(&mut self.tap, tap);
         let Some(elapsed) = elapsed.filter(|elapsed| !elapsed.is_zero()) else {
             return Ok(None);
@@ -79,8 +93,7 @@ impl VmMeter {
         Ok(Some(VmSample {
             cpu_used: usage.used,
             cpu_wanted: usage.wanted,
-            // QEMU's own memory is in it, so it is bounded by what the guest can have.
-            memory_used: Bytes(resident).min(self.subject.memory),
+            memory_used,
             net_rx,
             net_tx,
             disk_latency_us,
@@ -89,6 +102,47 @@ impl VmMeter {
         }))
     }
 }
+
+impl VmMeter {
+    /// What the guest holds, of a process that holds `resident` bytes.
+    fn memory_used(&mut self, now: Instant, resident: u64, text: &mut String) -> io::Result<Bytes> {
+        if self.guest_memory.is_none_or(|known| now.duration_since(known.read_at) >= GUEST_MEMORY_EVERY) {
+            let smaps = File::open(format!("/proc/{}/smaps", self.subject.pid))?;
+            // Without a mapping of its size, QEMU's own memory counts, too.
+            let guest = guest_resident(BufReader::new(smaps), self.subject.memory, text)?.unwrap_or(resident);
+            self.guest_memory = Some(GuestMemory { read_at: now, guest, process: resident });
+        }
+        let used = self.guest_memory.map_or(resident, |known| (known.guest + resident).saturating_sub(known.process));
+        Ok(Bytes(used).min(self.subject.memory))
+    }
+}
+
+/// What a guest of so much memory holds of it now; `None` if its process can't be read.
+pub fn guest_holds(pid: u32, memory: Bytes) -> Option<Bytes> {
+    let smaps = File::open(format!("/proc/{pid}/smaps")).ok()?;
+    guest_resident(BufReader::new(smaps), memory, &mut String::new()).ok().flatten().map(Bytes)
+}
+
+/// Resident bytes of the mapping that is the guest's memory, from `/proc/PID/smaps` (proc_pid_smaps(5)): the private,
+/// writable one of just that size. `text` is scratch space.
+fn guest_resident(mut smaps: impl BufRead, memory: Bytes, text: &mut String) -> io::Result<Option<u64>> {
+    let mut is_guest = false;
+    loop {
+        text.clear();
+        if smaps.read_line(text)? == 0 {
+            return Ok(None);
+        }
+        if let Some(mapping) = parse::mapping(text) {
+            let short = memory.0.checked_sub(mapping.bytes);
+            is_guest = mapping.is_private_data && short.is_some_and(|short| short <= MEMORY_SHORT_MAX);
+        } else if is_guest && let Some(resident) = parse::kib_of(text, "Rss:") {
+            return Ok(Some(resident << 10));
+        }
+    }
+}
+
+/// Under TCG the guest gets this much less than it was promised (docs/decisions/0006).
+const MEMORY_SHORT_MAX: u64 = 8 << 10;
 
 #[derive(Debug, Default, PartialEq)]
 struct Usage {
@@ -135,6 +189,17 @@ mod tests {
     fn a_counter_that_started_anew_is_no_traffic() {
         assert_eq!(per_second(500, 100, Duration::from_secs(1)), Bytes(0));
         assert_eq!(per_second(100, 600, Duration::from_millis(500)), Bytes(1000));
+    }
+
+    #[test]
+    fn the_guests_memory_is_told_from_qemus_own() {
+        let smaps = "7f7bd4000000-7f7bd7ffe000 rw-p 00000000 00:00 0 \nSize:   65528 kB\nRss:     4224 kB\n\
+                     7f7be0000000-7f7be3fff000 rwxp 00000000 00:00 0 \nSize:   65532 kB\nRss:     2048 kB\n\
+                     55c9cd180000-55c9cdf49000 rw-p 00000000 00:00 0 [heap]\nRss:    4288 kB\n";
+        let resident = |mib| guest_resident(smaps.as_bytes(), Bytes::mib(mib), &mut String::new()).unwrap();
+        assert_eq!(resident(64), Some(4224 << 10));
+        assert_eq!(resident(63), None);
+        assert_eq!(resident(128), None);
     }
 
     #[test]

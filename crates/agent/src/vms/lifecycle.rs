@@ -1,5 +1,7 @@
 //! Starting, stopping, releasing and adopting a vm, and what its process's end means.
 
+use super::migrate::Sending;
+use super::receive::Reception;
 use super::record::{Ended, Record, Role, SendStep};
 use super::task::{VmTask, failed};
 use super::{Answer, log};
@@ -73,6 +75,9 @@ impl VmTask {
 
     /// Ends the process and forgets the vm. Each step can be repeated, and the record goes last.
     pub(super) async fn release(&mut self, delete_disk: bool) -> Answer {
+        if self.is_committed_away() {
+            self.leave_network().await;
+        }
         self.end_process().await?;
         self.detach_nic().await.map_err(|error| failed(&error))?;
         if let Some(cgroup) = &self.host().cgroup {
@@ -89,6 +94,11 @@ impl VmTask {
         Ok(CommandOutcome::Done)
     }
 
+    /// Whether the right to run was handed on from here.
+    fn is_committed_away(&self) -> bool {
+        matches!(&self.known, Some((Record { role: Role::Send { step, .. }, .. }, _)) if step.is_committed())
+    }
+
     /// Notes how the vm ended here.
     pub(super) fn end(&mut self, ended: Ended) {
         let Some((record, _)) = self.known.clone() else { return };
@@ -100,6 +110,9 @@ impl VmTask {
     pub(super) async fn process_ended(&mut self) {
         self.collect_last_events().await;
         self.last_verdict().await;
+        if self.is_committed_away() {
+            self.leave_network().await;
+        }
         self.driver = None;
         self.forget_dirty_rate();
         self.process = None;
@@ -108,12 +121,20 @@ impl VmTask {
         self.stop_by = None;
         self.handed_over = None;
         self.clear_host().await;
-        let Some((record, _)) = self.known.clone() else { return };
+        let Some((record, state)) = self.known.clone() else { return };
         let ended = match &record.role {
             Role::Stop { .. } => Ended::Stopped,
             Role::Ended(_) => return,
             Role::Send { step: SendStep::HandedOver, .. } => handed_over_and_gone(),
+            Role::Send { step: SendStep::PostCopied, .. } => match state {
+                VmState::HandedOver { .. } => handed_over_and_gone(),
+                _ => gone_with_memory(),
+            },
             Role::Run | Role::Send { .. } if self.guest_shut_down => Ended::Stopped,
+            Role::Receive { .. } if matches!(state, VmState::Completing { .. }) => match self.guest_shut_down {
+                true => Ended::Stopped,
+                false => Ended::Failed { why: format!("{COMPLETING_AND_GONE}. {}", self.death_notice()) },
+            },
             // One that was to receive has a verdict by now, unless its driver was lost: then nobody knows.
             Role::Run | Role::Send { .. } | Role::Receive { .. } => Ended::Failed { why: self.death_notice() },
         };
@@ -180,11 +201,7 @@ impl VmTask {
             }
         };
         tracing::info!(vm = %self.vm, pid = self.process.as_ref().map(QemuProcess::pid), "adopted");
-        // The bridge may have been made anew since.
-        if let Err(refusal) = self.prepare_nic(&record.run).await {
-            tracing::warn!(vm = %self.vm, %refusal, "the adopted vm may be off its network");
-        }
-        match &record.role {
+        match record.role {
             Role::Run | Role::Ended(_) => {
                 if let Ok(status) = machine.status().await {
                     self.adopt_running(&machine, status).await;
@@ -192,11 +209,13 @@ impl VmTask {
             }
             Role::Stop { grace } => {
                 self.set_state(VmState::Stopping);
-                self.power_down(*grace).await;
+                self.power_down(grace).await;
             }
-            Role::Receive { migration } => self.adopt_incoming(&machine, *migration).await,
-            Role::Send { migration, limits, step, .. } => {
-                self.adopt_outgoing(&machine, *migration, *limits, *step).await;
+            Role::Receive { migration, from, strategy } => {
+                self.adopt_incoming(&machine, Reception { migration, from, strategy }).await;
+            }
+            Role::Send { migration, target, limits, strategy, step } => {
+                self.adopt_outgoing(&machine, Sending { migration, target, limits, strategy }, step).await;
             }
         }
     }
@@ -219,6 +238,7 @@ impl VmTask {
         let ended = match record.role {
             Role::Ended(_) => return,
             Role::Send { step: SendStep::HandedOver, .. } => handed_over_and_gone(),
+            Role::Send { step: SendStep::PostCopied, .. } => gone_with_memory(),
             Role::Stop { .. } => Ended::Stopped,
             // Whether it ran before it ended nobody here knows: not said to have failed to arrive.
             Role::Run | Role::Receive { .. } | Role::Send { .. } => unseen(),
@@ -231,6 +251,14 @@ impl VmTask {
 fn handed_over_and_gone() -> Ended {
     Ended::Failed { why: "it was handed over to another host, and then its QEMU ended here".to_owned() }
 }
+
+/// What the destination had not fetched by then is lost.
+fn gone_with_memory() -> Ended {
+    Ended::Failed { why: "it ran on another host by post-copy, and then its QEMU ended here".to_owned() }
+}
+
+const COMPLETING_AND_GONE: &str =
+    "it ran here by post-copy, and its QEMU ended before all of its memory had come: start it anew";
 
 pub(super) fn state_of(ended: &Ended) -> VmState {
     match ended {
@@ -245,10 +273,11 @@ fn state_of_role(role: &Role) -> VmState {
     match role {
         Role::Run => VmState::Running,
         Role::Stop { .. } => VmState::Stopping,
-        Role::Receive { migration } => VmState::Incoming { migration: *migration },
+        Role::Receive { migration, .. } => VmState::Incoming { migration: *migration },
         Role::Send { migration, step, .. } => match step {
             SendStep::Copying => VmState::Outgoing { migration: *migration, phase: OutgoingPhase::PreCopy },
             SendStep::Committed => VmState::Outgoing { migration: *migration, phase: OutgoingPhase::SwitchingOver },
+            SendStep::PostCopied => VmState::Outgoing { migration: *migration, phase: OutgoingPhase::PostCopy },
             SendStep::HandedOver => VmState::HandedOver { migration: *migration },
         },
         Role::Ended(ended) => state_of(ended),

@@ -8,10 +8,14 @@
 //!
 //! Dropping the supervisor ends the tasks and leaves every QEMU process as it is.
 
+mod driver;
+mod figures;
+mod files;
 mod lifecycle;
 pub mod log;
 mod measure;
 mod migrate;
+mod network;
 mod process;
 #[cfg(test)]
 mod real_qemu;
@@ -33,10 +37,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use task::{Request, VmTask};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+/// Vms measured at once without being asked: it costs each a little.
+const MEASURED_AT_ONCE: usize = 1;
 /// Migration updates kept for a connection that lags; the last one of each vm is never lost.
 const UPDATES_KEPT_MAX: usize = 256;
 
@@ -50,6 +56,13 @@ pub struct Host {
     pub net: Net,
     /// Where vms are received: configured, or learned from the connection to the server.
     pub migration_address: watch::Sender<Option<IpAddr>>,
+}
+
+impl Host {
+    /// Where other hosts send frames of overlay networks to.
+    pub fn overlay_address(&self) -> Option<IpAddr> {
+        self.config.overlay_address.or(*self.migration_address.borrow())
+    }
 }
 
 /// A migration update on its way to the server.
@@ -77,6 +90,7 @@ struct Attached {
     machine: Machine,
     subject: VmSubject,
     disk: bool,
+    since: Instant,
 }
 
 struct VmHandle {
@@ -100,12 +114,25 @@ pub struct Supervisor {
 struct Shared {
     host: Host,
     vms: Mutex<BTreeMap<VmId, VmHandle>>,
+    /// Whose turn it is to be measured without being asked.
+    measuring: Arc<Semaphore>,
     updates: broadcast::Sender<Update>,
     /// Counts changes of what is seen.
     changes: watch::Sender<u64>,
 }
 
 impl Shared {
+    fn new(host: Host) -> Self {
+        let (updates, _) = broadcast::channel(UPDATES_KEPT_MAX);
+        Self {
+            host,
+            vms: Mutex::default(),
+            measuring: Arc::new(Semaphore::new(MEASURED_AT_ONCE)),
+            updates,
+            changes: watch::Sender::new(0),
+        }
+    }
+
     fn vms(&self) -> MutexGuard<'_, BTreeMap<VmId, VmHandle>> {
         // The map is whole at every unlock: nothing between can panic half-way.
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
@@ -119,8 +146,7 @@ impl Supervisor {
         if let Some(cgroup) = &host.cgroup {
             cgroup.sweep(|vm| records.iter().any(|record| record.run.vm.as_str() == vm));
         }
-        let (updates, _) = broadcast::channel(UPDATES_KEPT_MAX);
-        let shared = Arc::new(Shared { host, vms: Mutex::default(), updates, changes: watch::Sender::new(0) });
+        let shared = Arc::new(Shared::new(host));
         let adopted: Vec<_> = {
             let mut vms = shared.vms();
             records.into_iter().map(|record| spawn(&shared, &mut vms, record.run.vm.clone(), Some(record))).collect()

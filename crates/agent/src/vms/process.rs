@@ -1,38 +1,15 @@
-//! The QEMU process of a vm, and what surrounds it on the host: tap, control group, disk.
+//! The QEMU process of a vm, and its control group. Its tap is in [`super::network`], its disk in [`super::files`].
 
+use super::files::{self, VmFiles};
 use super::task::{VmTask, failed};
 use super::{Attached, subject};
-use crate::net::NetError;
+use crate::net::Coming;
 use drover_model::VmId;
 use drover_model::command::{CommandRefusal, VmRun};
 use drover_qemu::process::{ProcessError, launch};
-use drover_qemu::{LaunchOptions, Machine, Nic, QemuProcess, QmpError, VmConfig, disk};
-use std::io;
+use drover_qemu::{LaunchOptions, Machine, Nic, QemuProcess, QmpError, VmConfig};
 use std::path::{Path, PathBuf};
-
-#[derive(Debug, thiserror::Error)]
-enum SurroundingsError {
-    #[error(
-        "network {0} is not configured on this host: map it to a bridge under [networks] in the agent's configuration"
-    )]
-    UnknownNetwork(String),
-    #[error("the image {image} has no {file} in {}: add the image again", dir.display())]
-    NoImageFile { image: String, file: &'static str, dir: PathBuf },
-    #[error("the vm's disk {} is not there: check that shared_dir is the same storage on all hosts", .0.display())]
-    NoDisk(PathBuf),
-    #[error("can't remove the disk {}", path.display())]
-    RemoveDisk {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("can't make the directory {}", path.display())]
-    DiskDir {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-}
+use tokio::time::Instant;
 
 impl VmTask {
     /// Starts QEMU with all that it needs and attaches to it. On failure nothing of it is left.
@@ -48,9 +25,13 @@ impl VmTask {
     }
 
     async fn launch_whole(&mut self, run: &VmRun, incoming: bool) -> Result<Machine, CommandRefusal> {
-        let disk = self.prepare_disk(run, incoming).await?;
-        let nic = self.prepare_nic(run).await?;
-        let config = self.vm_config(run, disk, nic, incoming)?;
+        let files = self.files(run)?;
+        // A vm that arrives brings none: it is shared.
+        if !incoming {
+            files.make_disk().await.map_err(|error| failed(&error))?;
+        }
+        let nic = self.prepare_nic(run, if incoming { Coming::Incoming } else { Coming::Fresh }).await?;
+        let config = self.vm_config(run, files, nic, incoming);
         let options = LaunchOptions { binary: PathBuf::from(&self.host().config.qemu), log: self.dir.qemu_log() };
         self.guest_shut_down = false;
         self.process = Some(launch(&config, &options).await.map_err(|error| failed(&error))?);
@@ -59,75 +40,28 @@ impl VmTask {
         Ok(machine)
     }
 
-    fn vm_config(
-        &self,
-        run: &VmRun,
-        disk: Option<PathBuf>,
-        nic: Option<Nic>,
-        incoming: bool,
-    ) -> Result<VmConfig, CommandRefusal> {
-        Ok(VmConfig {
+    pub(super) fn files(&self, run: &VmRun) -> Result<VmFiles, CommandRefusal> {
+        VmFiles::find(&self.host().config.shared_dir, run).map_err(|error| failed(&error))
+    }
+
+    fn vm_config(&self, run: &VmRun, files: VmFiles, nic: Option<Nic>, incoming: bool) -> VmConfig {
+        VmConfig {
             id: run.vm.to_string(),
             label: run.label.clone(),
             accel: self.host().accel,
             vcpus: run.vcpus,
             memory_mib: run.memory.0 >> 20,
-            kernel: self.image_file(run, run.kernel, "kernel")?,
-            initrd: self.image_file(run, run.initrd, "initrd")?,
+            kernel: files.kernel,
+            initrd: files.initrd,
             cmdline: run.cmdline.clone(),
-            disk,
+            disk: files.disk,
             nic,
             qmp_socket: self.dir.qmp_socket(),
             serial_socket: self.dir.serial_socket(),
             serial_log: self.dir.serial_log(),
             pid_file: self.dir.pid_file(),
             incoming,
-        })
-    }
-
-    fn image_file(&self, run: &VmRun, wanted: bool, file: &'static str) -> Result<Option<PathBuf>, CommandRefusal> {
-        if !wanted {
-            return Ok(None);
         }
-        let dir = self.host().config.shared_dir.join("images").join(run.image.as_str());
-        let path = dir.join(file);
-        if path.is_file() {
-            return Ok(Some(path));
-        }
-        Err(failed(&SurroundingsError::NoImageFile { image: run.image.to_string(), file, dir }))
-    }
-
-    fn disk_path(&self) -> PathBuf {
-        self.host().config.shared_dir.join("disks").join(format!("{}.qcow2", self.vm))
-    }
-
-    /// The vm's own disk over its image's. Made once; a vm that arrives brings none, it is shared.
-    async fn prepare_disk(&self, run: &VmRun, incoming: bool) -> Result<Option<PathBuf>, CommandRefusal> {
-        let Some(backing) = self.image_file(run, run.disk, "disk")? else {
-            return Ok(None);
-        };
-        let path = self.disk_path();
-        if incoming {
-            if !path.is_file() {
-                return Err(failed(&SurroundingsError::NoDisk(path)));
-            }
-            return Ok(Some(path));
-        }
-        if let Some(dir) = path.parent() {
-            let made = tokio::fs::create_dir_all(dir).await;
-            made.map_err(|source| failed(&SurroundingsError::DiskDir { path: dir.to_owned(), source }))?;
-        }
-        disk::create_disk(&backing, &path).await.map_err(|error| failed(&error))?;
-        Ok(Some(path))
-    }
-
-    pub(super) async fn prepare_nic(&self, run: &VmRun) -> Result<Option<Nic>, CommandRefusal> {
-        let Some(nic) = &run.nic else { return Ok(None) };
-        let Some(bridge) = self.host().config.networks.get(&nic.network) else {
-            return Err(failed(&SurroundingsError::UnknownNetwork(nic.network.to_string())));
-        };
-        let tap = self.host().net.attach(&self.vm, &nic.mac, bridge).await.map_err(|error| failed(&error))?;
-        Ok(Some(Nic { mac: nic.mac.clone(), tap }))
     }
 
     /// Attaches to the process's monitor and puts its threads where they belong.
@@ -142,7 +76,7 @@ impl VmTask {
         }
         let subject = subject(run, pid, vcpu_threads);
         self.events = Some(events);
-        self.attached = Some(Attached { machine: machine.clone(), subject, disk: run.disk });
+        self.attached = Some(Attached { machine: machine.clone(), subject, disk: run.disk, since: Instant::now() });
         Ok(machine)
     }
 
@@ -171,18 +105,8 @@ impl VmTask {
         }
     }
 
-    pub(super) async fn detach_nic(&self) -> Result<(), NetError> {
-        self.host().net.detach(&self.vm).await
-    }
-
     pub(super) fn remove_disk(&self) -> Result<(), CommandRefusal> {
-        let path = self.disk_path();
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed(&SurroundingsError::RemoveDisk { path, source: error }))
-            }
-            Ok(()) | Err(_) => Ok(()),
-        }
+        files::remove_disk(&self.host().config.shared_dir, self.vm.as_str()).map_err(|error| failed(&error))
     }
 
     /// The vm's process on this host, by the file that QEMU wrote; else by looking at all of them: an agent may have

@@ -10,8 +10,9 @@
 //! the new one; a torn temporary file is never read.
 
 use drover_model::command::{MigrationTarget, VmRun};
+use drover_model::migration::Strategy;
 use drover_model::policy::MigrationPolicy;
-use drover_model::{Generation, MigrationId, Millis, VmId};
+use drover_model::{Generation, HostId, MigrationId, Millis, VmId};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -20,8 +21,8 @@ use std::path::{Path, PathBuf};
 const RECORD: &str = "record.json";
 const RECORD_TEMPORARY: &str = "record.json.tmp";
 
-/// Raised when an older agent could not read the record.
-const FORMAT: u32 = 1;
+/// Raised when an older agent could not read the record. This one reads the older ones.
+const FORMAT: u32 = 2;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -45,11 +46,15 @@ pub enum Role {
     },
     Receive {
         migration: MigrationId,
+        /// Whose certificate alone is let in.
+        from: HostId,
+        strategy: Strategy,
     },
     Send {
         migration: MigrationId,
         target: MigrationTarget,
         limits: MigrationPolicy,
+        strategy: Strategy,
         step: SendStep,
     },
     /// There is no process, and this is how it ended.
@@ -63,7 +68,19 @@ pub enum SendStep {
     Copying,
     /// The commit was received: the guest must not be resumed by this agent's own decision.
     Committed,
+    /// The guest ran at the destination before all of its memory was sent: what is here will never be whole again.
+    PostCopied,
     HandedOver,
+}
+
+impl SendStep {
+    /// Whether the right to run has left this host.
+    pub fn is_committed(self) -> bool {
+        match self {
+            Self::Copying => false,
+            Self::Committed | Self::PostCopied | Self::HandedOver => true,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,6 +204,12 @@ fn vms_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("vms")
 }
 
+/// Of a record, whatever else is in it.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 /// Every record of this host. One that can't be read is an error: ignoring it could run its vm twice.
 pub fn load_all(state_dir: &Path) -> Result<Vec<Record>, RecordError> {
     let dir = vms_dir(state_dir);
@@ -204,12 +227,13 @@ pub fn load_all(state_dir: &Path) -> Result<Vec<Record>, RecordError> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(source) => return Err(RecordError::Read { path, source }),
         };
-        let record: Record =
-            serde_json::from_slice(&text).map_err(|source| RecordError::Damaged { path: path.clone(), source })?;
-        if record.format != FORMAT {
-            return Err(RecordError::Format { path, found: record.format });
+        let damaged = |source| RecordError::Damaged { path: path.clone(), source };
+        let Format { format } = serde_json::from_slice(&text).map_err(damaged)?;
+        if format > FORMAT {
+            return Err(RecordError::Format { path, found: format });
         }
-        records.push(record);
+        let record: Record = serde_json::from_slice(&text).map_err(damaged)?;
+        records.push(Record { format: FORMAT, ..record });
     }
     records.sort_by(|a, b| a.run.vm.cmp(&b.run.vm));
     Ok(records)
@@ -277,19 +301,16 @@ mod tests {
 
     #[test]
     fn every_role_reads_back() {
-        let policy = MigrationPolicy {
-            downtime_max: Millis(300),
-            total_max: Millis(1),
-            bandwidth_max: Bytes(0),
-            commit_wait_max: Millis(5),
-        };
-        let target = MigrationTarget { address: [127, 0, 0, 1].into(), port: 1 };
+        let (host, strategy): (HostId, _) = ("h2".parse().unwrap(), Strategy::PRE_COPY);
+        let limits = MigrationPolicy { downtime_max: Millis(300), ..MigrationPolicy::default() };
+        let relay = Some([10, 0, 0, 2].into());
+        let target = MigrationTarget { host: host.clone(), address: [127, 0, 0, 1].into(), port: 1, relay };
         let migration = MigrationId(3);
         for role in [
             Role::Run,
             Role::Stop { grace: Millis(5) },
-            Role::Receive { migration },
-            Role::Send { migration, target, limits: policy, step: SendStep::Committed },
+            Role::Receive { migration, from: host, strategy },
+            Role::Send { migration, target, limits, strategy, step: SendStep::PostCopied },
             Role::Ended(Ended::Stopped),
             Role::Ended(Ended::Failed { why: "x".to_owned() }),
             Role::Ended(Ended::IncomingFailed { migration, why: "x".to_owned() }),

@@ -3,9 +3,11 @@
 //! It waits for whichever comes first: a command, word from a migration, the end of the process, an event from QEMU, a
 //! deadline. What it then does is in [`super::lifecycle`], [`super::migrate`] and [`super::receive`].
 
+use super::driver::{Driver, DriverEvent};
 use super::log;
 use super::measure::{DirtyRate, MeasureError, Measuring};
-use super::migrate::{Deferred, Driver, DriverEvent};
+use super::migrate::{Deferred, Sending};
+use super::receive::Reception;
 use super::record::{Record, VmDir};
 use super::{Answer, Attached, Host, Seen, Shared, Update};
 use drover_model::admission::{Admission, Known, admit};
@@ -15,6 +17,7 @@ use drover_model::{MigrationId, VmId};
 use drover_qemu::migration::HandedOver;
 use drover_qemu::{QemuProcess, QmpEvent};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -45,11 +48,15 @@ pub(super) struct VmTask {
     pub(super) handed_over: Option<HandedOver>,
     pub(super) last_update: Option<(Instant, Update)>,
     pub(super) measuring: Option<Measuring>,
+    /// `None`: not since its process was attached to.
+    pub(super) measure_at: Option<Instant>,
+    /// Between the last two of them.
+    pub(super) measure_wait: Option<Duration>,
     pub(super) dirty_rate: Option<DirtyRate>,
 }
 
 enum Wakeup {
-    Request(Option<Request>),
+    Request(Option<Box<Request>>),
     Driver(DriverEvent),
     ProcessEnded,
     Event(Result<QmpEvent, broadcast::error::RecvError>),
@@ -57,6 +64,7 @@ enum Wakeup {
     Attach,
     CheckLogs,
     Measured(Result<u64, MeasureError>),
+    Measure,
 }
 
 impl VmTask {
@@ -79,6 +87,8 @@ impl VmTask {
             handed_over: None,
             last_update: None,
             measuring: None,
+            measure_at: None,
+            measure_wait: None,
             dirty_rate: None,
         }
     }
@@ -98,20 +108,22 @@ impl VmTask {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         loop {
+            let measure_at = self.measure_at();
             let wakeup = tokio::select! {
                 biased;
                 event = next_event(&mut self.events) => Wakeup::Event(event),
                 event = next_of_driver(&mut self.driver) => Wakeup::Driver(event),
                 () = ended(self.process.as_ref()) => Wakeup::ProcessEnded,
                 () = at(self.stop_by) => Wakeup::StopDeadline,
-                request = self.requests.recv() => Wakeup::Request(request),
+                request = self.requests.recv() => Wakeup::Request(request.map(Box::new)),
                 rate = dirty_rate(&mut self.measuring) => Wakeup::Measured(rate),
+                () = at(measure_at) => Wakeup::Measure,
                 _ = attach.tick(), if self.process.is_some() && self.attached.is_none() => Wakeup::Attach,
                 _ = check_logs.tick(), if self.process.is_some() => Wakeup::CheckLogs,
             };
             match wakeup {
                 Wakeup::Request(None) => return,
-                Wakeup::Request(Some(request)) => self.request(request).await,
+                Wakeup::Request(Some(request)) => self.request(*request).await,
                 Wakeup::Driver(event) => self.driver_event(event).await,
                 Wakeup::ProcessEnded => self.process_ended().await,
                 Wakeup::Event(event) => self.qemu_event(event),
@@ -119,6 +131,7 @@ impl VmTask {
                 Wakeup::Attach => self.attach_again().await,
                 Wakeup::CheckLogs => self.shorten_logs(),
                 Wakeup::Measured(rate) => self.measured(rate),
+                Wakeup::Measure => self.measure_in_turn(),
             }
             self.publish();
             if self.known.is_none() && self.leave() {
@@ -160,7 +173,7 @@ impl VmTask {
     fn repeat(&self, command: &Command) -> Answer {
         match (command, &self.driver) {
             (Command::PrepareIncoming { .. }, Some(driver)) => match &driver.target {
-                Some(target) => Ok(CommandOutcome::Listening { target: target.clone() }),
+                Some((target, _)) => Ok(CommandOutcome::Listening { target: target.clone() }),
                 None => {
                     Err(CommandRefusal::WrongState { state: "incoming, and this agent did not start it".to_owned() })
                 }
@@ -176,10 +189,15 @@ impl VmTask {
             Command::Run { run, generation } => self.start(run, generation).await,
             Command::Stop { generation, grace, .. } => self.stop(generation, grace).await,
             Command::Release { delete_disk, .. } => self.release(delete_disk).await,
-            Command::PrepareIncoming { run, generation, migration } => {
-                self.prepare_incoming(run, generation, migration).await
+            Command::PrepareIncoming { run, generation, migration, from, strategy } => {
+                self.prepare_incoming(run, generation, Reception { migration, from, strategy }).await
             }
-            Command::MigrateOut { migration, target, limits, .. } => self.migrate_out(migration, target, limits).await,
+            Command::MigrateOut { migration, target, limits, strategy, .. } => {
+                self.migrate_out(Sending { migration, target, limits, strategy }).await
+            }
+            Command::AdjustMigration { pace, .. } => self.adjust_migration(pace),
+            Command::RecoverIncoming { .. } => self.recover_incoming().await,
+            Command::RecoverOutgoing { target, .. } => return self.recover_outgoing(target, reply),
             Command::CommitSwitchOver { .. } => self.commit_switch_over().await,
             Command::CancelMigration { .. } => return self.cancel_migration(reply).await,
             Command::TakeBack { generation, .. } => return self.take_back(generation, reply).await,
@@ -265,6 +283,9 @@ impl VmTask {
     fn qemu_event(&mut self, event: Result<QmpEvent, broadcast::error::RecvError>) {
         match event {
             Ok(event) if event.name == "SHUTDOWN" => self.guest_shut_down = event.data["guest"] == true,
+            Ok(event) if event.name == "MIGRATION" && event.data["status"] == "postcopy-active" => {
+                self.goes_on_completing();
+            }
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
             // The process ends, or its monitor broke: attached again if it still lives.
             Err(broadcast::error::RecvError::Closed) => {
@@ -292,6 +313,9 @@ fn word(command: &Command) -> &'static str {
         Command::Release { .. } => "release",
         Command::PrepareIncoming { .. } => "prepare-incoming",
         Command::MigrateOut { .. } => "migrate-out",
+        Command::AdjustMigration { .. } => "adjust-migration",
+        Command::RecoverIncoming { .. } => "recover-incoming",
+        Command::RecoverOutgoing { .. } => "recover-outgoing",
         Command::CommitSwitchOver { .. } => "commit-switch-over",
         Command::CancelMigration { .. } => "cancel-migration",
         Command::TakeBack { .. } => "take-back",

@@ -4,7 +4,7 @@ use crate::server::{Connection, PATIENCE, Server};
 use drover_agent::AgentConfig;
 use drover_api::agent::{ConsoleBytes, FromAgent, PROTOCOL_VERSION, ToAgent};
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, VmRun};
-use drover_model::inventory::{VmInventory, VmState};
+use drover_model::inventory::{Accelerator, MigrationFeature, VmInventory, VmState};
 use drover_model::{Bytes, CommandId, CpuMillis, Generation, VmId};
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -29,6 +29,7 @@ struct Agent {
 
 impl Lab {
     async fn new() -> Self {
+        own_network();
         let dir = tempfile::Builder::new().prefix("dv").tempdir().unwrap();
         let image = dir.path().join("shared/images/img");
         std::fs::create_dir_all(&image).unwrap();
@@ -93,6 +94,13 @@ impl Lab {
     }
 }
 
+/// A network of the test's own, for this thread and what it starts: an agent takes its whole namespace for its host's.
+fn own_network() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("these tests need root");
+    let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(up.expect("these tests need Debian's iproute2").success());
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         // A test that failed leaves its vm: ended here, while the process is still that one.
@@ -115,7 +123,7 @@ impl Agent {
 impl Connection {
     async fn command(&mut self, id: u64, command: Command) -> Result<CommandOutcome, CommandRefusal> {
         let id = CommandId(id);
-        self.say(ToAgent::Command { id, command }).await;
+        self.say(ToAgent::Command { id, command: Box::new(command) }).await;
         self.hear_until("an answer", |message| match message {
             FromAgent::Answer { id: answered, answer } if answered == id => Some(answer),
             _ => None,
@@ -149,6 +157,11 @@ async fn a_host_joins_once_and_says_what_it_is() {
     let (mut connection, hello) = lab.server.welcome().await;
     assert_eq!((hello.protocol, hello.host.as_str(), hello.vms.len()), (PROTOCOL_VERSION, "h1", 0));
     assert!(hello.facts.capacity.cpu >= CpuMillis::CORE && hello.facts.qemu_version.contains('.'), "{hello:?}");
+    let facts = &hello.facts;
+    assert!(facts.machine_types.contains("pc-q35-7.2"), "{facts:?}");
+    assert!(facts.migration_features.contains(&MigrationFeature::Tls), "{facts:?}");
+    assert_eq!(facts.cpu_features.is_empty(), facts.accelerator == Accelerator::Tcg, "{facts:?}");
+    assert_eq!(facts.overlay_address, Some([127, 0, 0, 1].into()), "the connection's own, for want of another");
     let mut last = 0;
     connection
         .hear_until("load", |message| {
@@ -161,6 +174,8 @@ async fn a_host_joins_once_and_says_what_it_is() {
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(lab.identity().join("key.pem")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+    let shown = |path: &str| std::fs::read(lab.dir.path().join("state").join(path)).unwrap();
+    assert_eq!(shown("tls/server-cert.pem"), shown("identity/certificate.pem"), "QEMU shows what the agent does");
     agent.stop().await;
 
     // The token is used up, and not needed any more.
@@ -230,13 +245,17 @@ async fn losing_the_server_stops_no_vm_and_the_next_connection_tells_all_anew() 
     let started = connection.command(1, Command::Run { run, generation }).await;
     assert_eq!(started, Ok(CommandOutcome::Done));
     connection.inventory("a running vm", |vms| vms.first().is_some_and(|one| one.state == VmState::Running)).await;
+    // A guest that has just begun holds no memory yet.
     let used = connection
-        .hear_until("the vm's load", |message| match message {
-            FromAgent::Report(report) => report.load.and_then(|load| load.vms.get(&vm).copied()),
+        .hear_until("the load of a vm with memory", |message| match message {
+            FromAgent::Report(report) => {
+                let used = report.load.and_then(|load| load.vms.get(&vm).copied());
+                used.filter(|used| used.memory_used > Bytes::ZERO)
+            }
             _ => None,
         })
         .await;
-    assert!(used.memory_used > Bytes::ZERO && used.cpu_wanted >= used.cpu_used, "{used:?}");
+    assert!(used.cpu_wanted >= used.cpu_used && used.memory_used <= Bytes::mib(32), "{used:?}");
     connection.say(ToAgent::ConsoleOpen { session: 1, vm: vm.clone() }).await;
     connection.output(1, ".").await;
     connection.say(ToAgent::ConsoleInput { session: 1, data: ConsoleBytes(b"x".to_vec()) }).await;

@@ -2,10 +2,11 @@
 
 use super::{ApiError, Client, limits};
 use crate::v1::{
-    ClusterView, CreateImage, CreateJoinToken, CreateTenant, CreateToken, CreateVm, CreatedJoinToken, CreatedToken,
-    EventQuery, EventView, Explanation, Health, HostView, ImagePart, ImageView, List, MERGE_PATCH, MeasureVm,
-    MigrateVm, MigrationView, PlanNow, PlanView, Policy, SetPower, StagedFile, TenantView, TokenView, VmListQuery,
-    VmQuery, VmView, Whoami,
+    ClusterView, CreateImage, CreateJoinToken, CreateNetwork, CreatePort, CreateSecurityGroup, CreateTenant,
+    CreateToken, CreateVm, CreatedJoinToken, CreatedToken, EventQuery, EventView, Explanation, ForecastQuery, Health,
+    HostView, ImagePart, ImageView, List, MERGE_PATCH, MeasureVm, MigrateVm, MigrationForecast, MigrationView,
+    NetworkView, PlanNow, PlanView, Policy, PortView, SecurityGroupView, SetPower, SetPriority, SetSecurityGroups,
+    SetSecurityRules, StagedFile, TenantQuery, TenantView, TokenView, VmListQuery, VmQuery, VmView, Whoami,
 };
 use drover_model::{MigrationId, PlanId, Revision};
 use reqwest::Method;
@@ -199,10 +200,96 @@ impl Client {
         self.change(Method::POST, &["v1", "vms", vm, "migrate"], &query, ask).await
     }
 
+    /// What a move would be and take, and what forbids it. Changes nothing.
+    pub async fn forecast_migration(&self, vm: &str, query: &ForecastQuery) -> Result<MigrationForecast, ApiError> {
+        let method = query.method.map(drover_model::migration::Method::word);
+        let query = [("tenant", query.tenant.as_deref()), ("to", query.to.as_deref()), ("method", method)];
+        self.get(&["v1", "vms", vm, "migration-forecast"], &query).await
+    }
+
     /// The result is in the vm's load some time after the answer.
     pub async fn measure_vm(&self, vm: &str, query: &VmQuery, ask: MeasureVm) -> Result<VmView, ApiError> {
         let query = [("tenant", query.tenant.as_deref())];
         self.change(Method::POST, &["v1", "vms", vm, "measure"], &query, &ask).await
+    }
+}
+
+/// Networks, security groups and ports. A network is named by id, or like a group by its name within the tenant of the
+/// token or of the query.
+impl Client {
+    pub async fn networks(&self, query: &TenantQuery) -> Result<List<NetworkView>, ApiError> {
+        self.get(&["v1", "networks"], &[("tenant", query.tenant.as_deref())]).await
+    }
+
+    pub async fn network(&self, network: &str, query: &TenantQuery) -> Result<NetworkView, ApiError> {
+        self.get(&["v1", "networks", network], &[("tenant", query.tenant.as_deref())]).await
+    }
+
+    pub async fn create_network(&self, network: &CreateNetwork) -> Result<NetworkView, ApiError> {
+        self.change(Method::POST, &["v1", "networks"], &[], network).await
+    }
+
+    pub async fn remove_network(&self, network: &str, query: &TenantQuery) -> Result<(), ApiError> {
+        self.delete_of(&["v1", "networks", network], query).await
+    }
+
+    pub async fn security_groups(&self, query: &TenantQuery) -> Result<List<SecurityGroupView>, ApiError> {
+        self.get(&["v1", "security-groups"], &[("tenant", query.tenant.as_deref())]).await
+    }
+
+    pub async fn security_group(&self, group: &str, query: &TenantQuery) -> Result<SecurityGroupView, ApiError> {
+        self.get(&["v1", "security-groups", group], &[("tenant", query.tenant.as_deref())]).await
+    }
+
+    pub async fn create_security_group(&self, group: &CreateSecurityGroup) -> Result<SecurityGroupView, ApiError> {
+        self.change(Method::POST, &["v1", "security-groups"], &[], group).await
+    }
+
+    /// Replaces all rules of the group.
+    pub async fn set_security_rules(
+        &self,
+        group: &str,
+        query: &TenantQuery,
+        rules: &SetSecurityRules,
+    ) -> Result<SecurityGroupView, ApiError> {
+        let query = [("tenant", query.tenant.as_deref())];
+        self.change(Method::PUT, &["v1", "security-groups", group], &query, rules).await
+    }
+
+    pub async fn remove_security_group(&self, group: &str, query: &TenantQuery) -> Result<(), ApiError> {
+        self.delete_of(&["v1", "security-groups", group], query).await
+    }
+
+    /// Takes a vm out of the groups it is in, and puts it into these.
+    pub async fn set_security_groups(
+        &self,
+        vm: &str,
+        query: &VmQuery,
+        groups: &SetSecurityGroups,
+    ) -> Result<VmView, ApiError> {
+        let query = [("tenant", query.tenant.as_deref())];
+        self.change(Method::PUT, &["v1", "vms", vm, "security-groups"], &query, groups).await
+    }
+
+    pub async fn ports(&self) -> Result<List<PortView>, ApiError> {
+        self.get(&["v1", "ports"], &[]).await
+    }
+
+    pub async fn port(&self, port: &str) -> Result<PortView, ApiError> {
+        self.get(&["v1", "ports", port], &[]).await
+    }
+
+    pub async fn create_port(&self, port: &CreatePort) -> Result<PortView, ApiError> {
+        self.change(Method::POST, &["v1", "ports"], &[], port).await
+    }
+
+    pub async fn remove_port(&self, port: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "ports", port]).await
+    }
+
+    async fn delete_of(&self, path: &[&str], query: &TenantQuery) -> Result<(), ApiError> {
+        let query = [("tenant", query.tenant.as_deref())];
+        self.send(self.request(Method::DELETE, path, &query)).await.map(drop)
     }
 }
 
@@ -239,6 +326,19 @@ impl Client {
 
     pub async fn cancel_migration(&self, id: MigrationId) -> Result<MigrationView, ApiError> {
         self.act(&["v1", "migrations", &id.to_string(), "cancel"], &[]).await
+    }
+
+    /// Holds it back: it sends next to nothing, or does not begin.
+    pub async fn pause_migration(&self, id: MigrationId) -> Result<MigrationView, ApiError> {
+        self.act(&["v1", "migrations", &id.to_string(), "pause"], &[]).await
+    }
+
+    pub async fn resume_migration(&self, id: MigrationId) -> Result<MigrationView, ApiError> {
+        self.act(&["v1", "migrations", &id.to_string(), "resume"], &[]).await
+    }
+
+    pub async fn prioritise_migration(&self, id: MigrationId, ask: SetPriority) -> Result<MigrationView, ApiError> {
+        self.change(Method::PUT, &["v1", "migrations", &id.to_string(), "priority"], &[], &ask).await
     }
 }
 

@@ -10,6 +10,7 @@ use drover_model::{HostId, NetworkId, Revision, TokenId, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use utoipa::ToSchema;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -47,6 +48,28 @@ pub struct HostView {
     pub vms: BTreeSet<VmId>,
     /// Memory that was promised to those vms.
     pub memory_promised_mib: u64,
+    /// How far it is from being empty, while it is drained and had vms.
+    pub evacuation: Option<EvacuationView>,
+}
+
+/// A drained host on its way to being empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EvacuationView {
+    pub since_ms: u64,
+    /// Vms that were there, or came to be since.
+    pub total: usize,
+    pub done: usize,
+    pub moving: usize,
+    pub waiting: usize,
+    /// Of those that wait: there is no place for them yet.
+    pub stuck: usize,
+    /// When the last will have left, by the schedule and what is measured; `null` while that can't be said.
+    pub finish_eta_at_ms: Option<u64>,
+    /// What was said first, or after the last slip.
+    pub promised_at_ms: Option<u64>,
+    /// How often the promise could not be kept; each is an event.
+    pub slips: u32,
+    pub finished_at_ms: Option<u64>,
 }
 
 /// What a host can give to vms.
@@ -75,6 +98,10 @@ pub struct HostFactsView {
     pub cpu_model: String,
     #[schema(schema_with = schema::names)]
     pub networks: BTreeSet<NetworkId>,
+    /// Where other hosts send frames of overlay networks to; `null`: it takes part in none.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub overlay_address: Option<IpAddr>,
     /// Changes at each start of the host.
     pub boot_id: String,
     /// Changes at each start of the agent.
@@ -91,6 +118,7 @@ impl From<&HostFacts> for HostFactsView {
             accelerator_why: facts.accelerator_why.clone(),
             cpu_model: facts.cpu_model.clone(),
             networks: facts.networks.clone(),
+            overlay_address: facts.overlay_address,
             boot_id: facts.boot_id.clone(),
             agent_run: facts.agent_run.clone(),
         }

@@ -2,8 +2,11 @@
 
 use super::schema;
 use drover_model::intent::Vm;
-use drover_model::migration::{MigrationPhase, MigrationProgress, MigrationRecord, MigrationReport};
-use drover_model::{Generation, HostId, MigrationId, PlanId, Revision, TenantId, VmId, VmName};
+use drover_model::migration::{
+    Interval, Method, MigrationPhase, MigrationProgress, MigrationRecord, MigrationReport, Prediction, Priority,
+    Strategy,
+};
+use drover_model::{Bytes, Generation, HostId, MigrationId, Millis, PlanId, Revision, TenantId, TimeMs, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -36,8 +39,25 @@ pub struct MigrationView {
     pub phase: String,
     /// Whether `phase` is a last one.
     pub over: bool,
+    /// What goes on at this moment: `queued`, `held`, `reserve`, `pre-copy`, `switch-over`, `post-copy`, `stalled` (a
+    /// post-copy that lost its connection), `release`, `unwinding`; once it is over, the phase.
+    pub stage: String,
     /// Why it failed, who cancelled it.
     pub why: Option<String>,
+    pub strategy: StrategyView,
+    /// What it was expected to take.
+    pub prediction: Option<MigrationPrediction>,
+    #[schema(schema_with = schema::priority)]
+    pub priority: Priority,
+    /// Somebody holds it: `drover migration resume` lets it go on.
+    pub held: bool,
+    /// When it is expected to begin and to be done; `null` while that can't be said.
+    pub start_eta_at_ms: Option<u64>,
+    pub finish_eta_at_ms: Option<u64>,
+    /// Why it has not begun; completes "because ...".
+    pub waits_for: Option<String>,
+    /// How often a post-copy that had lost its connection was connected anew.
+    pub recoveries: u32,
     pub started_at_ms: u64,
     pub finished_at_ms: Option<u64>,
     /// While memory is being copied.
@@ -46,18 +66,28 @@ pub struct MigrationView {
     pub report: Option<ReportView>,
 }
 
+/// What is known of a migration at this moment besides its record.
+#[derive(Debug, Clone, Copy)]
+pub struct MigrationNow<'a> {
+    pub stage: &'static str,
+    pub progress: Option<&'a MigrationProgress>,
+    pub start_eta: Option<TimeMs>,
+    pub finish_eta: Option<TimeMs>,
+    pub waits_for: Option<&'a str>,
+    pub recoveries: u32,
+}
+
 impl MigrationView {
-    pub fn new(
-        record: &MigrationRecord,
-        revision: Revision,
-        vm: Option<&Vm>,
-        progress: Option<&MigrationProgress>,
-    ) -> Self {
+    pub fn new(record: &MigrationRecord, revision: Revision, vm: Option<&Vm>, now: &MigrationNow<'_>) -> Self {
         let why = match &record.phase {
-            MigrationPhase::Reserved | MigrationPhase::PreCopy | MigrationPhase::Committed | MigrationPhase::Done => {
-                None
+            MigrationPhase::Queued
+            | MigrationPhase::Reserved
+            | MigrationPhase::PreCopy
+            | MigrationPhase::Committed
+            | MigrationPhase::Done => None,
+            MigrationPhase::Failed { why } | MigrationPhase::TakenBack { why } | MigrationPhase::Restarted { why } => {
+                Some(why.clone())
             }
-            MigrationPhase::Failed { why } | MigrationPhase::TakenBack { why } => Some(why.clone()),
             MigrationPhase::Cancelled { by } => Some(format!("cancelled by {by}")),
         };
         Self {
@@ -74,12 +104,128 @@ impl MigrationView {
             phase: record.phase.word().to_owned(),
             over: record.phase.is_over(),
             why,
+            stage: now.stage.to_owned(),
+            strategy: StrategyView::from(&record.strategy),
+            prediction: record.prediction.as_ref().map(MigrationPrediction::from),
+            priority: record.priority,
+            held: record.paused,
+            start_eta_at_ms: now.start_eta.map(|at| at.0),
+            finish_eta_at_ms: now.finish_eta.map(|at| at.0),
+            waits_for: now.waits_for.map(str::to_owned),
+            recoveries: now.recoveries,
             started_at_ms: record.started_at.0,
             finished_at_ms: record.finished_at.map(|at| at.0),
-            progress: progress.map(ProgressView::from),
+            progress: now.progress.map(ProgressView::from),
             report: record.report.as_ref().map(ReportView::from),
         }
     }
+}
+
+/// How a vm is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StrategyView {
+    #[schema(schema_with = schema::method)]
+    pub method: Method,
+    /// Connections that memory is sent over.
+    pub channels: u8,
+    pub compress: bool,
+    /// How far the guest may be slowed down.
+    pub throttle_max_percent: u8,
+    /// Whether the channel is encrypted and both ends prove who they are.
+    pub tls: bool,
+    /// The first round goes at this rate, or at most it; 0 is no limit.
+    pub pace_min_bytes_s: u64,
+    pub pace_max_bytes_s: u64,
+}
+
+impl From<&Strategy> for StrategyView {
+    fn from(strategy: &Strategy) -> Self {
+        let Strategy { method, channels, compress, throttle_max, tls, pace } = *strategy;
+        Self {
+            method,
+            channels,
+            compress,
+            throttle_max_percent: throttle_max,
+            tls,
+            pace_min_bytes_s: pace.min.0,
+            pace_max_bytes_s: pace.max.0,
+        }
+    }
+}
+
+/// Expected before the move began; `low` to `high` holds four times out of five.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MigrationPrediction {
+    pub total_ms: IntervalView,
+    pub downtime_ms: IntervalView,
+    pub transferred_bytes: IntervalView,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct IntervalView {
+    pub low: u64,
+    pub expected: u64,
+    pub high: u64,
+}
+
+impl IntervalView {
+    fn of<T: Copy>(interval: Interval<T>, plain: impl Fn(T) -> u64) -> Self {
+        Self { low: plain(interval.low), expected: plain(interval.expected), high: plain(interval.high) }
+    }
+}
+
+impl From<&Prediction> for MigrationPrediction {
+    fn from(prediction: &Prediction) -> Self {
+        let millis = |Millis(ms)| ms;
+        Self {
+            total_ms: IntervalView::of(prediction.total, millis),
+            downtime_ms: IntervalView::of(prediction.downtime, millis),
+            transferred_bytes: IntervalView::of(prediction.transferred, |Bytes(count)| count),
+        }
+    }
+}
+
+/// What a move would be. Nothing was changed for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MigrationForecast {
+    #[schema(value_type = String)]
+    pub vm: VmId,
+    #[schema(value_type = String)]
+    pub vm_name: VmName,
+    #[schema(value_type = String)]
+    pub from: HostId,
+    #[schema(value_type = String)]
+    pub to: HostId,
+    pub strategy: StrategyView,
+    /// Why this strategy; completes "because ...".
+    pub because: String,
+    pub prediction: MigrationPrediction,
+    /// Each would make the request be refused as things stand now; empty: it would be taken.
+    pub forbidden: Vec<String>,
+    /// Why it would not begin at once; completes "because ...".
+    pub waits_for: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct ForecastQuery {
+    /// Where a name is not unique.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Left out: where the planner would move it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// `pre-copy`, `post-copy` or `stop-and-copy`; left out: what is expected to do best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(schema_with = schema::method)]
+    pub method: Option<Method>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetPriority {
+    #[schema(schema_with = schema::priority)]
+    pub priority: Priority,
 }
 
 /// About twice a second.
@@ -93,6 +239,8 @@ pub struct ProgressView {
     /// What the guest writes, as the hypervisor sees it.
     pub dirty_bytes_s: u64,
     pub throughput_bytes_s: u64,
+    /// How far the guest is slowed down.
+    pub throttled_percent: u8,
 }
 
 impl From<&MigrationProgress> for ProgressView {
@@ -104,6 +252,7 @@ impl From<&MigrationProgress> for ProgressView {
             rounds: progress.rounds,
             dirty_bytes_s: progress.dirty_rate.0,
             throughput_bytes_s: progress.throughput.0,
+            throttled_percent: progress.throttled,
         }
     }
 }
@@ -122,6 +271,16 @@ pub struct ReportView {
     pub transferred_bytes: u64,
     pub memory_bytes: u64,
     pub rounds: u64,
+    /// Memory that was worth sending: the first round without pages that are all zero.
+    pub in_use_bytes: u64,
+    pub throughput_bytes_s: u64,
+    /// What the guest dirtied while the first rounds ran.
+    pub dirty_bytes_s: u64,
+    /// What was dirtied in the last round.
+    pub writable_working_set_bytes: u64,
+    /// Sent after the guest had begun to run at the destination.
+    pub post_copied_bytes: u64,
+    pub throttled_percent: u8,
 }
 
 impl From<&MigrationReport> for ReportView {
@@ -136,6 +295,12 @@ impl From<&MigrationReport> for ReportView {
             transferred_bytes: report.transferred.0,
             memory_bytes: report.memory.0,
             rounds: report.rounds,
+            in_use_bytes: report.in_use.0,
+            throughput_bytes_s: report.throughput.0,
+            dirty_bytes_s: report.dirty_rate.0,
+            writable_working_set_bytes: report.writable_working_set.0,
+            post_copied_bytes: report.post_copied.0,
+            throttled_percent: report.throttled,
         }
     }
 }

@@ -40,15 +40,33 @@
 //! | `POST /v1/vms/{vm}/stop` | [`VmQuery`] | 202 [`VmView`] | same |
 //! | `POST /v1/vms/{vm}/migrate` | [`MigrateVm`], [`VmQuery`] | 202 [`MigrationView`] | operator |
 //! | `POST /v1/vms/{vm}/measure` | [`MeasureVm`], [`VmQuery`] | 202 [`VmView`]; its load has the result later | any token, own tenant's |
+//! | `PUT /v1/vms/{vm}/security-groups` | [`SetSecurityGroups`], [`VmQuery`] | 200 [`VmView`] | any token, own tenant's |
 //! | `GET /v1/vms/{vm}/console` | [`VmQuery`] | WebSocket, binary frames both ways, at most [`CONSOLE_FRAME_MAX`] bytes each | any token, own tenant's |
+//! | `GET /v1/networks` | [`TenantQuery`] | 200 [`List`]`<`[`NetworkView`]`>` | any token, own tenant's |
+//! | `POST /v1/networks` | [`CreateNetwork`] | 201 [`NetworkView`] | any token |
+//! | `GET /v1/networks/{network}` | [`TenantQuery`] | 200 [`NetworkView`] | any token, own tenant's |
+//! | `DELETE /v1/networks/{network}` | [`TenantQuery`] | 204 | same |
+//! | `GET /v1/security-groups` | [`TenantQuery`] | 200 [`List`]`<`[`SecurityGroupView`]`>` | any token, own tenant's |
+//! | `POST /v1/security-groups` | [`CreateSecurityGroup`] | 201 [`SecurityGroupView`] | any token |
+//! | `GET /v1/security-groups/{group}` | [`TenantQuery`] | 200 [`SecurityGroupView`] | any token, own tenant's |
+//! | `PUT /v1/security-groups/{group}` | [`SetSecurityRules`], [`TenantQuery`] | 200 [`SecurityGroupView`] | same |
+//! | `DELETE /v1/security-groups/{group}` | [`TenantQuery`] | 204 | same |
+//! | `GET /v1/ports` | | 200 [`List`]`<`[`PortView`]`>` | operator |
+//! | `POST /v1/ports` | [`CreatePort`] | 201 [`PortView`] | operator |
+//! | `GET /v1/ports/{port}` | | 200 [`PortView`] | operator |
+//! | `DELETE /v1/ports/{port}` | | 204 | operator |
 //! | `GET /v1/plans` | | 200 [`List`]`<`[`PlanView`]`>`, newest first | operator |
 //! | `GET /v1/plans/{plan}` | | 200 [`PlanView`] | operator |
 //! | `POST /v1/plans` | | 201 or, with nothing worth doing, 200 [`PlanNow`] | operator |
 //! | `POST /v1/plans/{plan}/approve` | | 202 [`PlanView`] | operator |
 //! | `POST /v1/plans/{plan}/reject` | | 200 [`PlanView`] | operator |
+//! | `GET /v1/vms/{vm}/migration-forecast` | [`ForecastQuery`] | 200 [`MigrationForecast`]; nothing is changed | operator |
 //! | `GET /v1/migrations` | | 200 [`List`]`<`[`MigrationView`]`>`, newest first | any token, own tenant's |
 //! | `GET /v1/migrations/{migration}` | | 200 [`MigrationView`], live while it runs | any token, own tenant's |
 //! | `POST /v1/migrations/{migration}/cancel` | | 202 [`MigrationView`] | operator |
+//! | `POST /v1/migrations/{migration}/pause` | | 200 [`MigrationView`] | operator |
+//! | `POST /v1/migrations/{migration}/resume` | | 200 [`MigrationView`] | operator |
+//! | `PUT /v1/migrations/{migration}/priority` | [`SetPriority`] | 200 [`MigrationView`] | operator |
 //! | `GET /v1/policy` | | 200 [`Policy`] | operator |
 //! | `PUT /v1/policy` | [`Policy`], whole | 200 [`Policy`] | operator |
 //! | `PATCH /v1/policy` | JSON merge patch (RFC 7396), `application/merge-patch+json` | 200 [`Policy`] | operator |
@@ -67,6 +85,7 @@ mod event;
 mod host;
 mod image;
 mod migration;
+mod network;
 mod plan;
 mod policy;
 mod schema;
@@ -78,6 +97,7 @@ pub use event::*;
 pub use host::*;
 pub use image::*;
 pub use migration::*;
+pub use network::*;
 pub use plan::*;
 pub use policy::*;
 pub use tenant::*;
@@ -135,6 +155,11 @@ mod tests {
             refused::<CreateVm>(json!({"name": "a", "image": "i", "vcpus": 1, "memory_mib": 64, extra: 1})),
             refused::<MigrateVm>(json!({extra: 1})),
             refused::<MeasureVm>(json!({extra: 1})),
+            refused::<CreateNetwork>(json!({"name": "lan", "subnet": "10.0.0.0/8", extra: 1})),
+            refused::<CreateSecurityGroup>(json!({"name": "web", extra: 1})),
+            refused::<SetSecurityRules>(json!({"rules": [{"direction": "ingress", extra: 1}]})),
+            refused::<SetSecurityGroups>(json!({"security_groups": [], extra: 1})),
+            refused::<CreatePort>(json!({"name": "p", "network": "n", "host": "h1", "interface": "gw0", extra: 1})),
             refused::<Policy>(json!({extra: 1})),
         ] {
             assert!(error.contains("unknown field `surprise`"), "{error}");

@@ -74,6 +74,30 @@ pub struct Policy {
     /// How long the source waits, guest paused, for the commit before it takes the guest back.
     #[schema(minimum = 500, maximum = 60000)]
     pub migration_commit_wait_max_ms: u64,
+    /// What one host's link may carry for migrations, each way; 0 is what the link is measured to carry.
+    pub migration_host_bandwidth_max_bytes_s: u64,
+    /// Share of its bandwidth that a migration begins with; it speeds up as the guest writes.
+    #[schema(minimum = 1, maximum = 100)]
+    pub migration_start_percent: u8,
+    /// Migrations at once from or to one host; the others wait.
+    #[schema(minimum = 1, maximum = 16)]
+    pub migrations_per_host_max: u32,
+    /// Whether a guest that writes faster than the link carries is moved by post-copy, which always ends, but needs both
+    /// hosts while it lasts.
+    pub migration_post_copy: bool,
+    /// How far a guest may be slowed down for pre-copy to end where post-copy is not allowed.
+    #[schema(maximum = 99)]
+    pub migration_throttle_max_percent: u8,
+    /// Whether memory is compressed, on several connections, where the link is slower than the processors.
+    pub migration_compress: bool,
+    /// Whether migration channels are encrypted and both ends prove who they are. Off only on a network nobody else is on.
+    pub migration_tls: bool,
+    /// How long a post-copy that lost its source waits for it while the source's agent says that it has the memory.
+    #[schema(minimum = 1000, maximum = 3600000)]
+    pub migration_recovery_max_ms: u64,
+    /// The same while nothing is heard of the source: then the vm is started anew and its memory is lost.
+    #[schema(minimum = 1000, maximum = 3600000)]
+    pub migration_source_silence_max_ms: u64,
 
     /// Power of a host that is on and idle, and of one fully used.
     #[schema(minimum = 0, maximum = 100000)]
@@ -146,6 +170,12 @@ fn wire_key(field: &'static str) -> &'static str {
         "migration.total_max" => "migration_total_max_ms",
         "migration.bandwidth_max" => "migration_bandwidth_max_bytes_s",
         "migration.commit_wait_max" => "migration_commit_wait_max_ms",
+        "migration.host_bandwidth_max" => "migration_host_bandwidth_max_bytes_s",
+        "migration.start_percent" => "migration_start_percent",
+        "migration.per_host_max" => "migrations_per_host_max",
+        "migration.throttle_max" => "migration_throttle_max_percent",
+        "migration.recovery_max" => "migration_recovery_max_ms",
+        "migration.source_silence_max" => "migration_source_silence_max_ms",
         "money.host_idle_watts" => "host_idle_watts",
         "money.host_busy_watts" => "host_busy_watts",
         "money.energy_price" => "energy_price_micro_kwh",
@@ -184,7 +214,22 @@ impl From<&ModelPolicy> for Policy {
             vm_cooldown,
             settle,
             migrations_at_once_max,
-            migration: MigrationPolicy { downtime_max, total_max, bandwidth_max, commit_wait_max },
+            migration:
+                MigrationPolicy {
+                    downtime_max,
+                    total_max,
+                    bandwidth_max,
+                    commit_wait_max,
+                    host_bandwidth_max,
+                    start_percent,
+                    per_host_max,
+                    post_copy,
+                    throttle_max,
+                    compress,
+                    tls,
+                    recovery_max,
+                    source_silence_max,
+                },
             money:
                 Money {
                     host_idle_watts,
@@ -220,6 +265,15 @@ impl From<&ModelPolicy> for Policy {
             migration_total_max_ms: total_max.0,
             migration_bandwidth_max_bytes_s: bandwidth_max.0,
             migration_commit_wait_max_ms: commit_wait_max.0,
+            migration_host_bandwidth_max_bytes_s: host_bandwidth_max.0,
+            migration_start_percent: start_percent,
+            migrations_per_host_max: per_host_max,
+            migration_post_copy: post_copy,
+            migration_throttle_max_percent: throttle_max,
+            migration_compress: compress,
+            migration_tls: tls,
+            migration_recovery_max_ms: recovery_max.0,
+            migration_source_silence_max_ms: source_silence_max.0,
             host_idle_watts,
             host_busy_watts,
             energy_price_micro_kwh: energy_price.0,
@@ -256,6 +310,15 @@ impl From<&Policy> for ModelPolicy {
                 total_max: Millis(policy.migration_total_max_ms),
                 bandwidth_max: Bytes(policy.migration_bandwidth_max_bytes_s),
                 commit_wait_max: Millis(policy.migration_commit_wait_max_ms),
+                host_bandwidth_max: Bytes(policy.migration_host_bandwidth_max_bytes_s),
+                start_percent: policy.migration_start_percent,
+                per_host_max: policy.migrations_per_host_max,
+                post_copy: policy.migration_post_copy,
+                throttle_max: policy.migration_throttle_max_percent,
+                compress: policy.migration_compress,
+                tls: policy.migration_tls,
+                recovery_max: Millis(policy.migration_recovery_max_ms),
+                source_silence_max: Millis(policy.migration_source_silence_max_ms),
             },
             money: Money {
                 host_idle_watts: policy.host_idle_watts,
@@ -282,7 +345,14 @@ mod tests {
             mode: Mode::Propose,
             hot_evidence: KOfN { k: 2, n: 3 },
             settle: Millis(77),
-            migration: MigrationPolicy { bandwidth_max: Bytes(5), ..MigrationPolicy::default() },
+            migration: MigrationPolicy {
+                bandwidth_max: Bytes(5),
+                start_percent: 7,
+                per_host_max: 3,
+                tls: false,
+                recovery_max: Millis(11),
+                ..MigrationPolicy::default()
+            },
             money: Money { horizon: Millis(9), ..Money::default() },
             ..ModelPolicy::default()
         };
@@ -330,6 +400,12 @@ mod tests {
             "migration.total_max",
             "migration.bandwidth_max",
             "migration.commit_wait_max",
+            "migration.host_bandwidth_max",
+            "migration.start_percent",
+            "migration.per_host_max",
+            "migration.throttle_max",
+            "migration.recovery_max",
+            "migration.source_silence_max",
             "money.host_idle_watts",
             "money.host_busy_watts",
             "money.energy_price",

@@ -43,10 +43,15 @@ word_list!(SEVERITIES, severity, ["info", "warning", "escalation"]);
 word_list!(
     MIGRATION_PHASES,
     migration_phase,
-    ["reserved", "pre-copy", "committed", "done", "failed", "cancelled", "taken-back"]
+    ["queued", "reserved", "pre-copy", "committed", "done", "failed", "cancelled", "taken-back", "restarted"]
 );
+word_list!(METHODS, method, optional_method, ["pre-copy", "post-copy", "stop-and-copy"]);
+word_list!(PRIORITIES, priority, ["low", "normal", "high"]);
 word_list!(PLAN_STATES, plan_state, ["proposed", "running", "settling", "done", "failed", "rejected", "superseded"]);
 word_list!(STEP_STATES, step_state, ["waiting", "running", "done", "failed", "skipped"]);
+
+word_list!(DIRECTIONS, direction, ["ingress", "egress"]);
+word_list!(PROTOCOLS, protocol, ["any", "tcp", "udp", "icmp"]);
 
 fn words(list: &[&str]) -> RefOr<Schema> {
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(list.iter().copied())).into()
@@ -67,6 +72,8 @@ mod tests {
     use drover_model::event::Severity;
     use drover_model::intent::{PowerIntent, RunIntent};
     use drover_model::inventory::Accelerator;
+    use drover_model::migration::{Method, Priority};
+    use drover_model::network::{Direction, Protocol};
     use drover_model::plan::{Heat, Resource, Scenario};
     use drover_model::policy::Mode;
     use drover_model::world::HostState;
@@ -96,5 +103,9 @@ mod tests {
         each_word_is_known::<Accelerator>(ACCELERATORS);
         each_word_is_known::<RunIntent>(RUN_INTENTS);
         each_word_is_known::<Severity>(SEVERITIES);
+        each_word_is_known::<Method>(METHODS);
+        each_word_is_known::<Priority>(PRIORITIES);
+        each_word_is_known::<Direction>(DIRECTIONS);
+        each_word_is_known::<Protocol>(PROTOCOLS);
     }
 }

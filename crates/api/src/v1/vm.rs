@@ -4,7 +4,11 @@ use super::schema;
 use drover_model::command::Command;
 use drover_model::intent::{Nic, RunIntent, Vm};
 use drover_model::load::VmSample;
-use drover_model::{Generation, GroupId, HostId, ImageId, MigrationId, NetworkId, Revision, TenantId, VmId, VmName};
+use drover_model::migration::Method;
+use drover_model::{
+    Bytes, Generation, GroupId, HostId, ImageId, MigrationId, NetworkId, NetworkName, Revision, SecurityGroupId,
+    TenantId, VmId, VmName,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::{IntoParams, ToSchema};
@@ -92,14 +96,37 @@ impl VmView {
 pub struct NicView {
     #[schema(value_type = String)]
     pub network: NetworkId,
+    /// Of an overlay network; `null`: it is a provider network.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub network_name: Option<NetworkName>,
     pub mac: String,
-    /// In CIDR form, told to the guest.
+    /// In CIDR form, told to the guest. The card sends from no other.
     pub address: Option<String>,
+    #[serde(default)]
+    #[schema(schema_with = schema::names)]
+    pub security_groups: BTreeSet<SecurityGroupId>,
+    /// Towards the vm; `null`: no limit.
+    #[serde(default)]
+    pub ingress_max_bytes_s: Option<u64>,
+    /// From the vm; `null`: no limit.
+    #[serde(default)]
+    pub egress_max_bytes_s: Option<u64>,
 }
 
+/// `network_name` is the observer's to fill in.
 impl From<&Nic> for NicView {
     fn from(nic: &Nic) -> Self {
-        Self { network: nic.network.clone(), mac: nic.mac.clone(), address: nic.address.clone() }
+        let limit = |max: Bytes| (max != Bytes::ZERO).then_some(max.0);
+        Self {
+            network: nic.network.clone(),
+            network_name: None,
+            mac: nic.mac.clone(),
+            address: nic.address.clone(),
+            security_groups: nic.security_groups.clone(),
+            ingress_max_bytes_s: limit(nic.bandwidth.ingress_max),
+            egress_max_bytes_s: limit(nic.bandwidth.egress_max),
+        }
     }
 }
 
@@ -144,12 +171,24 @@ pub struct CreateVm {
     pub vcpus: u32,
     #[schema(minimum = 32, maximum = 1048576)]
     pub memory_mib: u64,
-    /// Without one the vm has no network card.
+    /// The tenant's network by name or id, or a provider network of the hosts. Without one the vm has no network card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    /// In CIDR form, e.g. `10.78.0.11/24`; told to the guest. Only with a network.
+    /// An address of the network, the lowest free one when left out; on a provider network in CIDR form, e.g.
+    /// `10.78.0.11/24`, none when left out. Told to the guest. Only with a network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// At most 8; without one everything is let through. Only with a network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub security_groups: Vec<String>,
+    /// Towards the vm; no limit when left out. Only with a network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 10000)]
+    pub ingress_max_bytes_s: Option<u64>,
+    /// From the vm; no limit when left out. Only with a network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 10000)]
+    pub egress_max_bytes_s: Option<u64>,
     /// Never on one host with another vm of this group and tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anti_affinity: Option<String>,
@@ -199,6 +238,10 @@ pub struct MigrateVm {
     /// Left out: the planner chooses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+    /// Left out: what is expected to do best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::optional_method)]
+    pub method: Option<Method>,
 }
 
 /// Measure how fast the guest writes to its memory; the result is in [`VmLoad::dirty_bytes_s`] for a minute.

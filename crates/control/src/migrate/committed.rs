@@ -1,32 +1,43 @@
 //! Past the commit: the destination has the right to run, until it is proven that it never did.
 //!
 //! ```text
-//!   destination │ source: runs, paused      switches over         handed over            holds nothing
-//!  ─────────────┼──────────────────────────────────────────────────────────────────────────────────────────
-//!   ran         │ done                      done                  done                   done
-//!   waits       │ end it there; tell        wait, then end it there                      end it there
-//!               │ a paused source to go on
-//!   gone        │ taken back                taken back            taken back             lost: started anew
-//!   ended       │ taken back                taken back            done: it may have run  done
+//!   destination │ source: runs, paused      switches over         post-copy             post-copy paused      handed over            holds nothing
+//!  ─────────────┼──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+//!   ran         │ done                      done                  done                  done                  done                   done
+//!   completes   │ released there            wait                  wait                  wait                  wait                   lost, unless it
+//!               │                                                                                                                    still completes
+//!   stalled     │ released there            wait                  wait                  recovered             lost                   lost
+//!   waits       │ end it there; tell        wait, then end it     wait, then end it     end it there          wait, then end it      end it there
+//!               │ a paused source to go on  there                 there                                       there
+//!   gone        │ taken back                taken back            lost                  lost                  taken back; lost if    lost
+//!               │                                                                                             it was post-copy
+//!   ended       │ taken back                taken back            lost                  lost                  done: it may have run  done
+//!   powered off │ taken back                taken back            done                  done                  done                   done
 //! ```
 //! *Gone* is proof by the destination's own word: it holds nothing, or its stream broke. *Ended* is none: its qemu
 //! died and nobody watched whether it ran before. Then only the source can prove that it did not, by a word that
 //! was said after that end: everything was not sent yet. What either does not say is waited for.
+//!
+//! Past the start of post-copy the guest has run at the destination, and the source's memory is an old copy of which
+//! the destination still needs parts. It is never taken back. *Lost*: those parts, or all that the destination had,
+//! are gone for good, and the vm is started anew, once, at a newer generation; see [`super::lost`]. A source counts as gone for
+//! good when its own agent says so, or when a stalled destination has waited for as long as the policy allows.
 
-use super::{ASK_EVERY, close, open, send_commit};
+use super::{ASK_EVERY, close, open, recovery, send_commit};
 use crate::Control;
 use crate::live::Seen;
 use drover_model::command::Command;
 use drover_model::event::Severity;
 use drover_model::intent::Vm;
 use drover_model::inventory::{OutgoingPhase, VmState};
-use drover_model::migration::{MigrationPhase, MigrationRecord};
+use drover_model::migration::{Method, MigrationPhase, MigrationRecord};
 use drover_model::{HostId, Millis, TimeMs};
 
 /// How long the source's figures are waited for once the destination runs.
 const SOURCE_REPORT_WITHIN: Millis = Millis(1_500);
-/// A destination that still waits after this will not get the rest: the stream was lost on the way.
-const SWITCH_OVER_MAX: Millis = Millis::secs(10);
+/// A destination that still waits so long after what is left should have come will not get it: the stream was lost on
+/// the way.
+const SWITCH_OVER_SLACK: Millis = Millis::secs(4);
 /// Neither side resolved: a person should look.
 const COMMITTED_MAX: Millis = Millis::secs(60);
 
@@ -35,19 +46,26 @@ const COMMITTED_MAX: Millis = Millis::secs(60);
 enum Destination {
     Unknown,
     Ran,
+    /// Runs, with part of its memory still at the source.
+    Completes,
+    /// The same, cut off from the source.
+    Stalled,
     Waits,
     Gone,
     Ended,
+    PoweredOff,
 }
 
 /// What the source says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     Unknown,
     Runs,
     /// Waits for the commit.
     Paused,
     SwitchesOver,
+    PostCopies,
+    PostCopyPaused,
     HandedOver,
     Nothing,
 }
@@ -63,9 +81,12 @@ fn destination_of(control: &Control, record: &MigrationRecord) -> Destination {
         _ if seen.generation < record.generation.next() => Destination::Gone,
         VmState::Running | VmState::Starting | VmState::Stopping | VmState::Outgoing { .. } => Destination::Ran,
         VmState::HandedOver { .. } => Destination::Ran,
+        VmState::Completing { stalled: false, .. } => Destination::Completes,
+        VmState::Completing { stalled: true, .. } => Destination::Stalled,
         VmState::Incoming { .. } => Destination::Waits,
         VmState::IncomingFailed { .. } => Destination::Gone,
-        VmState::Stopped | VmState::Failed { .. } => Destination::Ended,
+        VmState::Failed { .. } => Destination::Ended,
+        VmState::Stopped => Destination::PoweredOff,
     }
 }
 
@@ -75,57 +96,100 @@ fn source_of(control: &Control, record: &MigrationRecord) -> Source {
         Seen::Absent => Source::Nothing,
         Seen::There(seen) => match &seen.state {
             VmState::Running | VmState::Starting | VmState::Stopping => Source::Runs,
-            VmState::Outgoing { phase: OutgoingPhase::PreCopy | OutgoingPhase::AtSwitchOver, .. } => Source::Paused,
-            VmState::Outgoing { phase: OutgoingPhase::SwitchingOver, .. } => Source::SwitchesOver,
+            VmState::Outgoing { phase, .. } => match phase {
+                OutgoingPhase::PreCopy | OutgoingPhase::AtSwitchOver => Source::Paused,
+                OutgoingPhase::SwitchingOver => Source::SwitchesOver,
+                OutgoingPhase::PostCopy => Source::PostCopies,
+                OutgoingPhase::PostCopyPaused => Source::PostCopyPaused,
+            },
             VmState::HandedOver { .. } => Source::HandedOver,
-            VmState::Stopped | VmState::Failed { .. } | VmState::Incoming { .. } | VmState::IncomingFailed { .. } => {
-                Source::Nothing
-            }
+            VmState::Stopped
+            | VmState::Failed { .. }
+            | VmState::Incoming { .. }
+            | VmState::IncomingFailed { .. }
+            | VmState::Completing { .. } => Source::Nothing,
         },
     }
 }
 
 pub fn resolve(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    use Destination as D;
+    use Source as S;
     let (destination, source) = (destination_of(control, record), source_of(control, record));
     let state = open(control, record.id);
     let committed_at = *state.committed_at.get_or_insert(now);
-    state.gone_at = match destination {
-        Destination::Gone | Destination::Ended => state.gone_at.or(Some(now)),
-        Destination::Unknown | Destination::Ran | Destination::Waits => None,
-    };
-    let running_at = state.running_at.unwrap_or(now);
-    let proven = state.gone_at.is_some_and(|at| control.live.has_spoken_since(&record.from, at));
+    // By post-copy it ran before it was complete.
+    let running_at = state.running_at.or(state.completing_at).unwrap_or(now);
+    let note = |at: &mut Option<TimeMs>, holds: bool| *at = if holds { at.or(Some(now)) } else { None };
+    note(&mut state.gone_at, matches!(destination, D::Gone | D::Ended | D::PoweredOff));
+    note(&mut state.completing_at, matches!(destination, D::Completes | D::Stalled));
+    note(
+        &mut state.stalled_at,
+        destination == D::Stalled || (destination == D::Completes && source == S::PostCopyPaused),
+    );
+    note(&mut state.source_gone_at, matches!(source, S::Nothing | S::HandedOver));
+    let gone_at = state.gone_at;
+    let completing_at = state.completing_at;
+    let spoken_since = |host, at: Option<TimeMs>| at.is_some_and(|at| control.live.has_spoken_since(host, at));
+    let proven = spoken_since(&record.from, gone_at);
     match (destination, source) {
-        (Destination::Ran, _) | (Destination::Ended, Source::HandedOver | Source::Nothing) => {
+        (D::Ran, _)
+        | (D::Ended, S::HandedOver | S::Nothing)
+        | (D::PoweredOff, S::PostCopies | S::PostCopyPaused | S::HandedOver | S::Nothing) => {
             return arrived(control, now, record, running_at);
         }
-        (Destination::Waits | Destination::Unknown, Source::Paused) => {
+        (D::Completes | D::Stalled, _) => {
+            let outdated = matches!(source, S::Runs | S::Paused) && spoken_since(&record.from, completing_at);
+            if outdated {
+                release_source(control, now, record);
+            }
+            if let Some(why) = recovery::turn(control, now, record, destination == D::Stalled, source) {
+                return super::lost::start_anew(control, now, record, &why);
+            }
+        }
+        (D::Waits | D::Unknown, S::Paused) => {
             if may_ask(control, now, record) {
                 send_commit(control, now, record);
             }
         }
-        (Destination::Waits, Source::Runs | Source::Nothing) => {
+        (D::Waits, S::Runs | S::Nothing | S::PostCopyPaused) => {
             if control.live.has_spoken_since(&record.from, committed_at) {
                 cancel_at(control, now, record, &record.to);
             }
         }
-        (Destination::Waits, Source::SwitchesOver | Source::HandedOver) => {
-            if now.since(committed_at) >= SWITCH_OVER_MAX {
+        (D::Waits, S::SwitchesOver | S::PostCopies | S::HandedOver) => {
+            if now.since(committed_at) >= switch_over_max(control, record) {
                 cancel_at(control, now, record, &record.to);
             }
         }
-        (Destination::Gone, Source::HandedOver) => return take_back(control, now, record),
-        (Destination::Gone | Destination::Ended, Source::Runs | Source::SwitchesOver) if proven => {
+        (D::Gone, S::HandedOver) if record.strategy.method != Method::PostCopy => {
             return take_back(control, now, record);
         }
-        (Destination::Gone | Destination::Ended, Source::Paused) if proven => {
+        (D::Gone | D::Ended | D::PoweredOff, S::Runs | S::SwitchesOver) if proven => {
+            return take_back(control, now, record);
+        }
+        (D::Gone | D::Ended | D::PoweredOff, S::Paused) if proven => {
             cancel_at(control, now, record, &record.from);
         }
-        (Destination::Gone, Source::Nothing) => return lost(control, now, record),
-        (Destination::Gone | Destination::Ended, Source::Runs | Source::SwitchesOver | Source::Paused) => {}
-        (_, Source::Unknown) | (Destination::Unknown, _) => {}
+        (D::Gone | D::Ended, S::PostCopies | S::PostCopyPaused) | (D::Gone, S::HandedOver) => {
+            let why = format!("{} lost it while its memory was still arriving", record.to);
+            return super::lost::start_anew(control, now, record, &why);
+        }
+        (D::Gone, S::Nothing) => {
+            return super::lost::start_anew(control, now, record, "both sides lost it in the switch-over");
+        }
+        (D::Gone | D::Ended | D::PoweredOff, S::Runs | S::SwitchesOver | S::Paused) => {}
+        (_, S::Unknown) | (D::Unknown, _) => {}
     }
     escalate_if_stuck(control, now, record);
+}
+
+/// How long the last of the memory may be on its way: what the guest was allowed to stand still, or more where all of it
+/// goes then, plus slack.
+fn switch_over_max(control: &Control, record: &MigrationRecord) -> Millis {
+    let expected = record.prediction.map(|prediction| prediction.downtime.high).unwrap_or_default();
+    let allowed = control.policy().migration.downtime_max;
+    expected.max(allowed) + expected.max(allowed) + SWITCH_OVER_SLACK
 }
 
 fn may_ask(control: &mut Control, now: TimeMs, record: &MigrationRecord) -> bool {
@@ -156,12 +220,13 @@ fn take_back(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
     close(control, now, record, MigrationPhase::TakenBack { why }, None);
 }
 
-/// Neither side holds it. The lifecycle finds it missing at its host, at a new generation, and starts it.
-fn lost(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
-    let why = "both sides lost it in the switch-over; its memory is gone and it is started again".to_owned();
-    let generation = record.generation.next().next();
-    control.tables.change::<Vm>(&record.vm, |vm| vm.generation = generation);
-    close(control, now, record, MigrationPhase::Failed { why }, None);
+/// It has no right to run and the guest has run elsewhere since: what it holds is an old copy.
+fn release_source(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
+    if may_ask(control, now, record) {
+        open(control, record.id).asked = Some(now);
+        let (vm, generation) = (record.vm.clone(), record.generation.next());
+        control.live.send(&record.from, Command::Release { vm, generation, delete_disk: false });
+    }
 }
 
 fn escalate_if_stuck(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
@@ -183,18 +248,21 @@ fn escalate_if_stuck(control: &mut Control, now: TimeMs, record: &MigrationRecor
 pub fn arrived(control: &mut Control, now: TimeMs, record: &MigrationRecord, running_at: TimeMs) {
     let state = open(control, record.id);
     let running_at = *state.running_at.get_or_insert(running_at);
-    if state.source_report.is_some() || now.since(running_at) >= SOURCE_REPORT_WITHIN {
-        done(control, now, record, running_at);
+    let complete_at = *state.complete_at.get_or_insert(now);
+    if state.source_report.is_some() || now.since(complete_at) >= SOURCE_REPORT_WITHIN {
+        done(control, now, record, running_at, complete_at);
     }
 }
 
-fn done(control: &mut Control, now: TimeMs, record: &MigrationRecord, running_at: TimeMs) {
+fn done(control: &mut Control, now: TimeMs, record: &MigrationRecord, running_at: TimeMs, complete_at: TimeMs) {
     let memory = control.vm(&record.vm).map(|vm| vm.spec.memory).unwrap_or_default();
     let state = open(control, record.id);
     let mut report = state.source_report.unwrap_or_default();
-    report.predicted_total = state.predicted_total;
+    report.predicted_total = record.prediction.map(|prediction| prediction.total.expected).unwrap_or_default();
     report.memory = memory;
-    report.total = running_at.since(state.sending_since.unwrap_or(record.started_at));
+    // By post-copy the guest runs before its memory is there.
+    let arrived_at = if record.strategy.method == Method::PostCopy { complete_at } else { running_at };
+    report.total = arrived_at.since(state.sending_since.unwrap_or(record.started_at));
     if let Some(stopped_at) = state.stopped_at {
         report.downtime = running_at.since(stopped_at);
         let known = Millis(report.downtime_phases.commit.0 + report.downtime_phases.copy.0);

@@ -6,10 +6,13 @@ use super::show::{self, or_nothing};
 use super::wait::{Look, Wait, until};
 use super::{Failure, now_ms};
 use clap::{Subcommand, ValueEnum};
-use drover_api::v1::{CreateJoinToken, HostView, SetPower};
+use drover_api::v1::{CreateJoinToken, EvacuationView, HostView, SetPower};
 use drover_model::world::HostState;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// What is expected to take minutes is not said to the second.
+const ETA_STEP_MS: u64 = 5_000;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -65,11 +68,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 let look = format!("drover host show {host}");
                 view = until(&wait.limit, &format!("draining {host}"), &look, async || {
                     let view = client.host(&host).await?;
-                    Ok(if view.vms.is_empty() {
-                        Look::Done(view)
-                    } else {
-                        Look::going(format!("vms still on {host}: {}", view.vms.len()))
-                    })
+                    let moving = view.evacuation.is_some_and(|evacuation| evacuation.finished_at_ms.is_none());
+                    Ok(if view.vms.is_empty() && !moving { Look::Done(view) } else { leaving(&view) })
                 })
                 .await?;
             }
@@ -104,6 +104,34 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         }
         Verb::Rm { host } => Ok(client.remove_host(&host).await?),
     }
+}
+
+/// How far a drained host is from being empty.
+fn leaving(host: &HostView) -> Look<HostView> {
+    match &host.evacuation {
+        Some(evacuation) if evacuation.total > 0 => Look::Going {
+            line: evacuation_line(evacuation),
+            share: Some(evacuation.done as f64 / evacuation.total as f64),
+        },
+        _ => Look::going(format!("vms still on {}: {}", host.id, host.vms.len())),
+    }
+}
+
+/// The time of day is said, rounded: a span would change with every look.
+fn evacuation_line(evacuation: &EvacuationView) -> String {
+    let EvacuationView { total, done, moving, waiting, stuck, slips, .. } = *evacuation;
+    let end = match (evacuation.finished_at_ms, evacuation.finish_eta_at_ms) {
+        (Some(at), _) => format!("empty since {} UTC", show::clock(at)),
+        (None, Some(at)) => format!("empty about {} UTC", show::clock(at.div_ceil(ETA_STEP_MS) * ETA_STEP_MS)),
+        (None, None) if stuck > 0 => format!("no place yet for {stuck}: `drover explain cluster` says why"),
+        (None, None) => "it can't be said yet when it is empty".to_owned(),
+    };
+    let later = match slips {
+        0 => String::new(),
+        1 => " (put off once)".to_owned(),
+        count => format!(" (put off {count} times)"),
+    };
+    format!("{done} of {total} have left, {moving} move, {waiting} wait; {end}{later}")
 }
 
 fn emit_changed(output: Output, host: &HostView) -> Result<(), Failure> {
@@ -168,7 +196,11 @@ fn describe(host: &HostView, now_ms: u64) -> String {
             ("qemu", facts.qemu_version.clone()),
             ("agent version", facts.agent_version.clone()),
             ("networks", networks.join(" ")),
+            ("overlay address", or_nothing(facts.overlay_address)),
         ]);
+    }
+    if let Some(evacuation) = &host.evacuation {
+        pairs.push(("evacuation", evacuation_line(evacuation)));
     }
     pairs.push(("vms", if vms.is_empty() { show::NOTHING.to_owned() } else { vms.join(" ") }));
     pairs.push(("revision", host.revision.to_string()));
@@ -187,6 +219,31 @@ mod tests {
         (asleep.load, asleep.facts) = (None, None);
         asleep.vms.clear();
         insta::assert_snapshot!(table(&[host_view("h1"), asleep], PLAIN));
+    }
+
+    #[test]
+    fn an_evacuation_is_one_line_that_changes_only_when_something_does() {
+        let going = EvacuationView {
+            since_ms: 1_795_294_000_000,
+            total: 7,
+            done: 2,
+            moving: 1,
+            waiting: 4,
+            stuck: 0,
+            finish_eta_at_ms: Some(1_795_294_061_300),
+            promised_at_ms: Some(1_795_294_050_000),
+            slips: 1,
+            finished_at_ms: None,
+        };
+        let line = evacuation_line(&going);
+        assert_eq!(line, "2 of 7 have left, 1 move, 4 wait; empty about 20:47:45 UTC (put off once)");
+        let a_look_later = EvacuationView { finish_eta_at_ms: Some(1_795_294_064_900), ..going };
+        assert_eq!(evacuation_line(&a_look_later), line);
+        let stuck = EvacuationView { stuck: 4, finish_eta_at_ms: None, slips: 0, ..going };
+        assert!(evacuation_line(&stuck).contains("no place yet for 4"));
+        let mut host = host_view("h1");
+        host.evacuation = Some(going);
+        assert!(matches!(leaving(&host), Look::Going { share: Some(share), .. } if (share - 2.0 / 7.0).abs() < 1e-9));
     }
 
     #[test]

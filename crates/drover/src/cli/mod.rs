@@ -5,7 +5,8 @@
 //!  context.rs   which server, which token            failure.rs  errors and exit codes
 //!  output.rs    tables, JSON, YAML                   show.rs     how values read
 //!  values.rs    how values are typed                 wait.rs     waiting, with progress
-//!  host.rs vm.rs image.rs tenant.rs token.rs plan.rs migration.rs policy.rs events.rs cluster.rs   one noun each
+//!  host.rs vm.rs image.rs tenant.rs token.rs plan.rs migration.rs policy.rs events.rs cluster.rs
+//!  network.rs security_group.rs port.rs   one noun each
 //!  console.rs   the terminal of `vm console`         daemon.rs   `server` and `agent`
 //!  sim.rs       `sim`
 //! ```
@@ -21,9 +22,12 @@ mod failure;
 mod host;
 mod image;
 mod migration;
+mod network;
 mod output;
 mod plan;
 mod policy;
+mod port;
+mod security_group;
 pub mod show;
 mod sim;
 mod tenant;
@@ -111,6 +115,15 @@ enum Command {
     /// What vms are created from
     #[command(subcommand)]
     Image(image::Verb),
+    /// Tenants' overlay networks
+    #[command(subcommand)]
+    Network(network::Verb),
+    /// What may reach vms, and what they may reach
+    #[command(subcommand)]
+    SecurityGroup(security_group::Verb),
+    /// Interfaces of hosts on overlay networks
+    #[command(subcommand)]
+    Port(port::Verb),
     /// Cloud consumers
     #[command(subcommand)]
     Tenant(tenant::Verb),
@@ -193,6 +206,9 @@ async fn client_verb(context: &Context, command: Command) -> Result<(), Failure>
         Command::Host(verb) => host::run(context, verb).await,
         Command::Vm(verb) => vm::run(context, verb).await,
         Command::Image(verb) => image::run(context, verb).await,
+        Command::Network(verb) => network::run(context, verb).await,
+        Command::SecurityGroup(verb) => security_group::run(context, verb).await,
+        Command::Port(verb) => port::run(context, verb).await,
         Command::Tenant(verb) => tenant::run(context, verb).await,
         Command::Token(verb) => token::run(context, verb).await,
         Command::Plan(verb) => plan::run(context, verb).await,

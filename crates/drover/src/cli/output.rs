@@ -112,7 +112,7 @@ pub fn cell(text: impl ToString) -> Cell {
 pub fn state_cell(word: impl ToString) -> Cell {
     let word = word.to_string();
     let colour = match word.as_str() {
-        "up" | "running" | "done" | "balanced" => Color::Green,
+        "up" | "running" | "done" | "balanced" | "applied" => Color::Green,
         "failed" | "down" | "hot" | "escalation" | "saturated" | "hotspot" => Color::Red,
         "asleep" | "off" | "stopped" | "unknown" | "skipped" | "superseded" | "rejected" => Color::DarkGrey,
         _ => Color::Yellow,

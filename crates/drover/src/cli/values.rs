@@ -34,6 +34,20 @@ pub fn memory_mib(text: &str) -> Result<u64, String> {
     digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit_mib)).ok_or_else(wrong)
 }
 
+/// `64k`, `10M`, `1G`, in powers of 1024; a bare number is bytes.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not an amount of data: write e.g. 64k or 10M");
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "" => 1,
+        "k" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(wrong)
+}
+
 /// `key=value`; the value may hold further equals signs.
 pub fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -52,6 +66,8 @@ mod tests {
         assert_eq!(span("12h"), Ok(Duration::from_secs(43_200)));
         assert_eq!(memory_mib("96"), Ok(96));
         assert_eq!(memory_mib("2GiB"), Ok(2048));
+        assert_eq!((bytes("7"), bytes("10M"), bytes("64k")), (Ok(7), Ok(10 << 20), Ok(64 << 10)));
+        assert!(bytes("10Mbit").is_err() && bytes("99999999999G").is_err() && bytes("").is_err());
         for bad in ["", "s", "1.5h", "-1", "5 m", "9999999999999999999d", "0", "5é"] {
             assert!(span(bad).is_err(), "{bad}");
         }

@@ -1,13 +1,15 @@
 //! `drover vm`.
 
 use super::context::Context;
+use super::migration;
 use super::output::{Columns, Output, cell, properties, state_cell};
 use super::show::{self, or_nothing};
 use super::wait::{Look, Wait, until};
-use super::{Failure, console, migration, now_ms};
+use super::{Failure, console, now_ms};
 use clap::{Args, Subcommand};
 use drover_api::client::{ApiError, Client};
-use drover_api::v1::{CreateVm, MeasureVm, MigrateVm, VmListQuery, VmQuery, VmView};
+use drover_api::v1::{CreateVm, ForecastQuery, MeasureVm, MigrateVm, SetSecurityGroups, VmListQuery, VmQuery, VmView};
+use drover_model::migration::Method;
 use std::ops::RangeInclusive;
 
 /// What a vm can be measured for.
@@ -56,6 +58,12 @@ pub enum Verb {
         /// Where to; the planner chooses when left out
         #[arg(long, value_name = "HOST")]
         to: Option<String>,
+        /// How; what is expected to do best when left out
+        #[arg(long, value_parser = migration::method_parser())]
+        method: Option<Method>,
+        /// Say what it would take, how it would be done and what forbids it, and change nothing
+        #[arg(long, conflicts_with = "wait")]
+        dry_run: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -68,6 +76,15 @@ pub enum Verb {
         seconds: u32,
         #[command(flatten)]
         wait: Wait,
+    },
+    /// Take a vm out of the security groups it is in, and put it into these; takes effect at once
+    SetGroups {
+        vm: VmRef,
+        #[arg(required_unless_present = "none")]
+        groups: Vec<String>,
+        /// Into none at all: everything is let through
+        #[arg(long, conflicts_with = "groups")]
+        none: bool,
     },
     /// Attach to a vm's serial console; Ctrl-] leaves
     Console { vm: VmRef },
@@ -87,12 +104,22 @@ pub struct Create {
     /// E.g. 512M or 2G
     #[arg(long, value_name = "SIZE", value_parser = super::values::memory_mib)]
     memory: u64,
-    /// Network of its one card
+    /// Network of its one card: the tenant's own by name, or a provider network of the hosts
     #[arg(long)]
     network: Option<String>,
-    /// Address that the guest is told, e.g. 10.78.0.11/24
-    #[arg(long, value_name = "CIDR", requires = "network")]
+    /// The lowest free one of the tenant's network when left out; on a provider network with its prefix, e.g.
+    /// 10.78.0.11/24
+    #[arg(long, value_name = "ADDRESS", requires = "network")]
     address: Option<String>,
+    /// Security group that guards it; may be given several times
+    #[arg(long = "group", value_name = "GROUP", requires = "network")]
+    groups: Vec<String>,
+    /// Most that may be sent to it, per second, e.g. 10M
+    #[arg(long, value_name = "SIZE", requires = "network", value_parser = super::values::bytes)]
+    ingress_max: Option<u64>,
+    /// Most that it may send, per second, e.g. 10M
+    #[arg(long, value_name = "SIZE", requires = "network", value_parser = super::values::bytes)]
+    egress_max: Option<u64>,
     /// Never on one host with another vm of this group
     #[arg(long, value_name = "GROUP")]
     anti_affinity: Option<String>,
@@ -157,8 +184,13 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             }
             Ok(())
         }
-        Verb::Migrate { vm, to, wait } => {
-            let started = client.migrate_vm(&vm.vm, &vm.query, &MigrateVm { to }).await?;
+        Verb::Migrate { vm, to, method, dry_run: true, wait: _ } => {
+            let query = ForecastQuery { tenant: vm.query.tenant.clone(), to, method };
+            output.emit(&client.forecast_migration(&vm.vm, &query).await?, migration::forecast)
+        }
+        Verb::Migrate { vm, to, method, dry_run: false, wait } => {
+            let ask = MigrateVm { to, method };
+            let started = client.migrate_vm(&vm.vm, &vm.query, &ask).await?;
             let view = if wait.wait { migration::watch(client, started.id, &wait.limit).await? } else { started };
             migration::emit(output, &view)?;
             if wait.wait { migration::outcome(&view) } else { Ok(()) }
@@ -166,6 +198,11 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         Verb::Measure { vm, seconds, wait } => {
             let asked = client.measure_vm(&vm.vm, &vm.query, MeasureVm { seconds }).await?;
             let view = if wait.wait { wait_for_dirty_rate(client, &wait, asked).await? } else { asked };
+            output.emit(&view, |vm| describe(vm, now_ms()))
+        }
+        Verb::SetGroups { vm, groups, none: _ } => {
+            let ask = SetSecurityGroups { security_groups: groups };
+            let view = client.set_security_groups(&vm.vm, &vm.query, &ask).await?;
             output.emit(&view, |vm| describe(vm, now_ms()))
         }
         Verb::Console { vm } => console::run(client, &vm).await,
@@ -187,6 +224,9 @@ async fn create_vm(client: &Client, output: Output, create: Create) -> Result<()
         memory_mib: create.memory,
         network: create.network,
         address: create.address,
+        security_groups: create.groups,
+        ingress_max_bytes_s: create.ingress_max,
+        egress_max_bytes_s: create.egress_max,
         anti_affinity: create.anti_affinity,
         pinned_to: create.pin,
         guest_args: create.args.into_iter().collect(),
@@ -295,7 +335,20 @@ fn describe(vm: &VmView, now_ms: u64) -> String {
     ];
     if let Some(nic) = &vm.nic {
         let address = nic.address.as_ref().map(|address| format!(", address {address}")).unwrap_or_default();
-        pairs.push(("network", format!("{}, mac {}{address}", nic.network, nic.mac)));
+        let network = match &nic.network_name {
+            Some(name) => format!("{name} ({})", nic.network),
+            None => nic.network.to_string(),
+        };
+        pairs.push(("network", format!("{network}, mac {}{address}", nic.mac)));
+        let groups: Vec<&str> = nic.security_groups.iter().map(|group| group.as_str()).collect();
+        if !groups.is_empty() {
+            pairs.push(("security groups", groups.join(" ")));
+        }
+        let limit = |max: Option<u64>| max.map_or("no limit".to_owned(), |max| format!("{}/s", show::bytes(max)));
+        if nic.ingress_max_bytes_s.is_some() || nic.egress_max_bytes_s.is_some() {
+            let (ingress, egress) = (limit(nic.ingress_max_bytes_s), limit(nic.egress_max_bytes_s));
+            pairs.push(("bandwidth", format!("{ingress} in, {egress} out")));
+        }
     }
     if let Some(group) = &vm.anti_affinity {
         pairs.push(("anti-affinity", group.to_string()));

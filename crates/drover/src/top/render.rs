@@ -321,6 +321,7 @@ mod tests {
             rounds: 2,
             dirty_bytes_s: 5 << 20,
             throughput_bytes_s: 40 << 20,
+            throttled_percent: 0,
         };
         let mut snapshot = Snapshot {
             now_ms: 1_795_294_070_000,

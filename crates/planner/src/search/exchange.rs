@@ -152,7 +152,7 @@ fn worth(
     }
     let rate = |ix: HostIx, sums| cost::host_rate(problem, ix, sums);
     let saved = rate(host, &here) + rate(other, &there) - rate(host, &here_after) - rate(other, &there_after);
-    let cost = cost::of_move(problem, big).cost + cost::of_move(problem, small).cost;
+    let cost = cost::of_move(problem, big, other).cost + cost::of_move(problem, small, host).cost;
     let suffices = problem.load(&here_after) <= problem.cpu_share(host, target)
         && here_after.resident <= problem.memory_share(host, target);
     Some((suffices, saved.over(problem.policy().money.horizon) - cost))

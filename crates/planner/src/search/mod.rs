@@ -69,7 +69,7 @@ impl<'p, 'w> Draft<'p, 'w> {
     pub fn migrate(&mut self, vm: VmIx, to: HostIx, reason: String) {
         let Some(from) = self.state.at[vm] else { return };
         let gain = cost::gain_of_move(self.problem, &self.state, vm, to);
-        let MoveCost { duration, cost } = cost::of_move(self.problem, vm);
+        let MoveCost { duration, cost } = cost::of_move(self.problem, vm, to);
         self.state.shift(self.problem, vm, to);
         self.steps.push(DraftStep { act: Act::Migrate { vm, from, to }, reason, gain, cost, duration });
     }

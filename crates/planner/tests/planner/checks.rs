@@ -68,6 +68,18 @@ fn checked(cluster: &str, steps: &[&str], expected: &[&str]) {
 }
 
 #[test]
+fn a_running_vm_goes_only_where_it_can_go_on_running() {
+    let cluster = "host h1 cpu=4 mem=2048 kind=1
+        host h2 cpu=4 mem=2048 kind=0 refuses=1
+        host h3 cpu=4 mem=2048 kind=2
+        vm a vcpus=1 mem=1024 on=h1 load=0
+        vm b vcpus=1 mem=1024 on=h2 load=0";
+    checked(cluster, &["a h1 h2"], &["a can't go on running on h2"]);
+    checked(cluster, &["a h1 h3"], &[]);
+    checked(cluster, &["b h2 h1"], &[]);
+}
+
+#[test]
 fn memory_counts_at_both_ends_of_every_move_that_may_be_under_way() {
     let cluster = "host h1 cpu=4 mem=2048
         host h2 cpu=4 mem=2048

@@ -121,6 +121,8 @@ fn host(words: &Words<'_>) -> HostView {
         power_managed: words.has("managed"),
         boot_time: Millis::secs(words.number("boot").unwrap_or(30.0) as u64),
         networks: words.list("net"),
+        kind: words.number("kind").unwrap_or(0.0) as u32,
+        refuses: words.list("refuses"),
         load: Window::default(),
         since: TimeMs(NOW.0 - Millis::secs(words.number("since").unwrap_or(1000.0) as u64).0),
     }

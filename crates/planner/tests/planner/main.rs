@@ -2,7 +2,9 @@
 
 mod checks;
 mod cluster;
+mod predict;
 mod properties;
 
 mod scenarios;
+mod schedule;
 mod verification;

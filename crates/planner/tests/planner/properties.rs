@@ -7,6 +7,7 @@ use crate::cluster::{NOW, parse};
 use drover_model::plan::{Action, Findings, Plan, Step};
 use drover_model::world::{HostState, HostView, VmView, World};
 use drover_model::{Bytes, Generation, HostId, TimeMs};
+use drover_planner::predict::Predictor;
 use drover_planner::{Refusal, apply, check, detect, place, plan};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
@@ -160,7 +161,7 @@ fn steps(plan: &Plan) -> String {
 }
 
 fn planned(world: &World) -> Plan {
-    plan(world, &detect(world))
+    plan(world, &detect(world), &Predictor::new())
 }
 
 proptest! {

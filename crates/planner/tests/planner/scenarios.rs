@@ -3,6 +3,7 @@
 
 use crate::cluster::{Cluster, parse};
 use drover_model::plan::{Action, Findings, Plan};
+use drover_planner::predict::Predictor;
 use drover_planner::{apply, check, detect, place, plan};
 use std::fmt::Write;
 use std::path::Path;
@@ -33,7 +34,7 @@ fn check_file(file: &Path) -> Option<String> {
 fn judge(cluster: &Cluster) -> String {
     let world = &cluster.world;
     let findings = detect(world);
-    let plan = plan(world, &findings);
+    let plan = plan(world, &findings, &Predictor::new());
     let mut out = String::new();
     write_findings(&mut out, &findings);
     write_plan(&mut out, &plan);
@@ -41,7 +42,7 @@ fn judge(cluster: &Cluster) -> String {
         writeln!(out, "VIOLATION {violation}").unwrap();
     }
     let after = apply(world, &plan);
-    let again = drover_planner::plan(&after, &detect(&after));
+    let again = drover_planner::plan(&after, &detect(&after), &Predictor::new());
     for step in &again.steps {
         writeln!(out, "NOT SETTLED {}", shown(&step.action)).unwrap();
     }

@@ -4,6 +4,7 @@ use crate::cluster::parse;
 use drover_model::load::Window;
 use drover_model::plan::Plan;
 use drover_model::world::{HostState, World};
+use drover_planner::predict::Predictor;
 use drover_planner::{apply, detect, plan, verify};
 
 const HOTSPOT: &str = "
@@ -15,7 +16,7 @@ const HOTSPOT: &str = "
 
 fn planned() -> (World, Plan) {
     let world = parse(HOTSPOT).world;
-    let plan = plan(&world, &detect(&world));
+    let plan = plan(&world, &detect(&world), &Predictor::new());
     assert_eq!(plan.steps.len(), 1);
     (world, plan)
 }
@@ -64,7 +65,7 @@ fn a_host_that_did_not_wake_is_a_miss() {
          vm b vcpus=2 mem=512 on=h1 load=1.0",
     )
     .world;
-    let plan = plan(&world, &detect(&world));
+    let plan = plan(&world, &detect(&world), &Predictor::new());
     assert!(verify(&plan, &apply(&world, &plan)).kept);
     let mut after = apply(&world, &plan);
     after.hosts.get_mut(&"h2".parse().unwrap()).unwrap().state = HostState::Waking;

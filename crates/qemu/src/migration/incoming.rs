@@ -1,8 +1,10 @@
 //! The destination's end.
 
+use super::POLL;
+use super::completing::{Completing, StalledIncoming};
+use super::strategy::{Method, Strategy};
 use super::timeline::{Ended, Timeline};
 use super::wire::{MigrateInfo, Status};
-use super::{POLL, set_capabilities};
 use crate::command_line::migration_uri;
 use crate::machine::{Machine, RunStatus};
 use crate::qmp::QmpError;
@@ -55,7 +57,7 @@ pub enum IncomingFailed {
     Stream { desc: String },
     #[error("the destination's QEMU ended, and whether the guest ran before is not known: treat it as one that ran")]
     Unclear,
-    #[error("the guest arrived and stands still ({0}), as it did at the source")]
+    #[error("the whole guest arrived and stands still ({0}), as it did at the source")]
     StandsStill(RunStatus),
 }
 
@@ -72,8 +74,17 @@ impl IncomingFailed {
 /// A destination that listens or receives.
 pub struct Incoming {
     machine: Machine,
+    method: Method,
     timeline: Timeline,
     port: u16,
+}
+
+/// The guest runs here.
+#[must_use]
+pub enum Arrived {
+    Ran(RanAt),
+    /// It ran here, and part of its memory is still at the source.
+    Completing(Completing),
 }
 
 /// What a QEMU started with `incoming` is up to, asked by a driver that was away.
@@ -81,41 +92,48 @@ pub enum AdoptedIncoming {
     /// Nothing listens yet.
     NotPrepared,
     Waiting(Incoming),
+    Completing(Completing),
+    Stalled(StalledIncoming),
     Ran(RanAt),
     Failed(IncomingFailed),
 }
 
 impl Incoming {
     /// Makes a QEMU started with `incoming` listen for one source.
-    pub async fn prepare(machine: &Machine, address: IpAddr, ports: ListenPorts) -> Result<Self, PrepareError> {
+    pub async fn prepare(
+        machine: &Machine,
+        address: IpAddr,
+        ports: ListenPorts,
+        strategy: &Strategy,
+    ) -> Result<Self, PrepareError> {
         match machine.status().await? {
             RunStatus::InMigrate => {}
             other => return Err(PrepareError::NotWaiting(other)),
         }
         let timeline = Timeline::of(machine);
-        set_capabilities(machine).await?;
-        let port = match ports {
-            ListenPorts::Any => {
-                listen(machine, address, 0).await?;
-                MigrateInfo::query(machine).await?.listen_port().ok_or(PrepareError::PortUnknown)?
-            }
-            ListenPorts::Range(ports) => listen_in(machine, address, ports).await?,
-        };
-        Ok(Self { machine: machine.clone(), timeline, port })
+        strategy.set_up_destination(machine).await?;
+        let port = listen(machine, "migrate-incoming", address, ports).await?;
+        Ok(Self { machine: machine.clone(), method: strategy.method, timeline, port })
     }
 
     /// Goes on from what QEMU says. A QEMU that has ended has no monitor to ask: whether its guest ran, only the
-    /// source's end can then tell.
-    pub async fn adopt(machine: &Machine) -> Result<AdoptedIncoming, QmpError> {
+    /// source's end can then tell. `strategy` is the one that it was prepared with.
+    pub async fn adopt(machine: &Machine, strategy: &Strategy) -> Result<AdoptedIncoming, QmpError> {
         let timeline = Timeline::of(machine);
-        let mut incoming = Self { machine: machine.clone(), timeline, port: 0 };
+        let mut incoming = Self { machine: machine.clone(), method: strategy.method, timeline, port: 0 };
         let info = MigrateInfo::query(machine).await?;
         incoming.port = info.listen_port().unwrap_or(0);
         Ok(match incoming.look().await? {
-            Some(Ok(ran)) => AdoptedIncoming::Ran(ran),
-            Some(Err(failed)) => AdoptedIncoming::Failed(failed),
-            None if info.status == Status::None && incoming.port == 0 => AdoptedIncoming::NotPrepared,
-            None => AdoptedIncoming::Waiting(incoming),
+            Look::Ran(ran) => AdoptedIncoming::Ran(ran),
+            Look::Completing(_) if info.status == Status::PostcopyPaused => {
+                AdoptedIncoming::Stalled(StalledIncoming::new(machine.clone(), incoming.timeline, info.error()))
+            }
+            Look::Completing(ran) => {
+                AdoptedIncoming::Completing(Completing::new(machine.clone(), incoming.timeline, ran))
+            }
+            Look::Failed(failed) => AdoptedIncoming::Failed(failed),
+            Look::NotOver if info.status == Status::None && incoming.port == 0 => AdoptedIncoming::NotPrepared,
+            Look::NotOver => AdoptedIncoming::Waiting(incoming),
         })
     }
 
@@ -125,11 +143,25 @@ impl Incoming {
 
     /// Waits until the guest runs here, or never will. May wait as long as the source is silent: whoever calls
     /// bounds it, and ends the process to give up. Dropping it changes nothing in QEMU.
-    pub async fn wait(mut self) -> Result<RanAt, IncomingFailed> {
+    pub async fn wait(mut self) -> Result<Arrived, IncomingFailed> {
         loop {
             match self.look().await {
-                Ok(Some(end)) => return end,
-                Ok(None) => {}
+                Ok(Look::NotOver) => {}
+                Ok(Look::Ran(ran)) => return Ok(Arrived::Ran(ran)),
+                Ok(Look::Completing(ran)) => {
+                    return Ok(Arrived::Completing(Completing::new(self.machine, self.timeline, ran)));
+                }
+                // Stop-and-copy stopped it at the source. That it is whole here says that this was committed.
+                Ok(Look::Failed(IncomingFailed::StandsStill(RunStatus::Paused)))
+                    if self.method == Method::StopAndCopy =>
+                {
+                    if let Err(error) = self.machine.cont().await {
+                        tracing::warn!(%error, "the guest that arrived does not run yet");
+                    } else {
+                        continue;
+                    }
+                }
+                Ok(Look::Failed(failed)) => return Err(failed),
                 Err(QmpError::Closed { .. }) => return self.ended(),
                 Err(error) => tracing::warn!(%error, "cannot see how the incoming migration is doing"),
             }
@@ -140,45 +172,93 @@ impl Incoming {
     }
 
     /// QEMU is gone. It may have run the guest before.
-    fn ended(&mut self) -> Result<RanAt, IncomingFailed> {
+    fn ended(mut self) -> Result<Arrived, IncomingFailed> {
         self.timeline.catch_up();
         match self.timeline.resumed_at {
-            Some(at) => Ok(RanAt { at, exact: true }),
+            Some(at) => {
+                let ran = RanAt { at, exact: true };
+                Ok(match self.method {
+                    Method::PreCopy | Method::StopAndCopy => Arrived::Ran(ran),
+                    // Which it says at once to be lost.
+                    Method::PostCopy => Arrived::Completing(Completing::new(self.machine, self.timeline, ran)),
+                })
+            }
             None if self.timeline.missed_some => Err(IncomingFailed::Unclear),
             None => Err(IncomingFailed::Ended),
         }
     }
 
-    /// `None`: not over yet.
-    async fn look(&mut self) -> Result<Option<Result<RanAt, IncomingFailed>>, QmpError> {
-        let info = MigrateInfo::query(&self.machine).await?;
+    async fn look(&mut self) -> Result<Look, QmpError> {
+        // In this order: of a guest that runs, the phase is then known to be of that time or later.
         let status = self.machine.status().await?;
+        let info = MigrateInfo::query(&self.machine).await?;
         self.timeline.catch_up();
-        if let Some(at) = self.timeline.resumed_at {
-            return Ok(Some(Ok(RanAt { at, exact: true })));
+        let ran = match (self.timeline.resumed_at, &status) {
+            (Some(at), _) => Some(RanAt { at, exact: true }),
+            (None, RunStatus::Running) => Some(RanAt { at: SystemTime::now(), exact: false }),
+            (None, _) => None,
+        };
+        if let Some(ran) = ran {
+            return Ok(match (self.method, &info.status) {
+                (Method::PreCopy | Method::StopAndCopy, _) | (Method::PostCopy, Status::Completed | Status::None) => {
+                    Look::Ran(ran)
+                }
+                (Method::PostCopy, Status::PostcopyActive | Status::PostcopyPaused | Status::PostcopyRecover) => {
+                    Look::Completing(ran)
+                }
+                // It began to run between the two answers.
+                (Method::PostCopy, _) => Look::NotOver,
+            });
         }
         Ok(match (status, &info.status) {
-            (RunStatus::Running, _) => Some(Ok(RanAt { at: SystemTime::now(), exact: false })),
             // Newer versions can be told to stay after a failure.
-            (_, Status::Failed) => Some(Err(IncomingFailed::Stream { desc: info.error() })),
-            (RunStatus::InMigrate, _) => None,
-            (other, Status::Completed) => Some(Err(IncomingFailed::StandsStill(other))),
-            _ => None,
+            (_, Status::Failed) => Look::Failed(IncomingFailed::Stream { desc: info.error() }),
+            (RunStatus::InMigrate, _) => Look::NotOver,
+            (other, Status::Completed) => Look::Failed(IncomingFailed::StandsStill(other)),
+            _ => Look::NotOver,
         })
     }
 }
 
-async fn listen(machine: &Machine, address: IpAddr, port: u16) -> Result<(), QmpError> {
-    let uri = migration_uri(address, port);
-    machine.qmp().execute("migrate-incoming", json!({ "uri": uri })).await.map(drop)
+/// What one look at the destination shows.
+enum Look {
+    NotOver,
+    Ran(RanAt),
+    Completing(RanAt),
+    Failed(IncomingFailed),
 }
 
-/// QEMU takes another `migrate-incoming` after one that it could not listen on.
-async fn listen_in(machine: &Machine, address: IpAddr, ports: RangeInclusive<u16>) -> Result<u16, PrepareError> {
-    let mut refused =
-        QmpError::Protocol { command: "migrate-incoming".to_owned(), problem: "the range is empty".to_owned() };
+/// Listens by `migrate-incoming`, or `migrate-recover`, and returns the port.
+pub(super) async fn listen(
+    machine: &Machine,
+    command: &str,
+    address: IpAddr,
+    ports: ListenPorts,
+) -> Result<u16, PrepareError> {
+    match ports {
+        ListenPorts::Any => {
+            listen_at(machine, command, address, 0).await?;
+            MigrateInfo::query(machine).await?.listen_port().ok_or(PrepareError::PortUnknown)
+        }
+        ListenPorts::Range(ports) => listen_in(machine, command, address, ports).await,
+    }
+}
+
+async fn listen_at(machine: &Machine, command: &str, address: IpAddr, port: u16) -> Result<(), QmpError> {
+    let uri = migration_uri(address, port);
+    machine.qmp().execute(command, json!({ "uri": uri })).await.map(drop)
+}
+
+/// QEMU takes another command to listen after one that it could not carry out.
+async fn listen_in(
+    machine: &Machine,
+    command: &str,
+    address: IpAddr,
+    ports: RangeInclusive<u16>,
+) -> Result<u16, PrepareError> {
+    let mut refused = QmpError::Protocol { command: command.to_owned(), problem: "the range is empty".to_owned() };
     for port in ports.clone().take(PORTS_TRIED_MAX) {
-        match listen(machine, address, port).await {
+        match listen_at(machine, command, address, port).await {
             Ok(()) => return Ok(port),
             Err(error @ QmpError::Command { .. }) => refused = error,
             Err(error) => return Err(error.into()),

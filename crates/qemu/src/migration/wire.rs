@@ -19,6 +19,12 @@ pub(super) enum Status {
     PreSwitchover,
     Device,
     Completed,
+    /// The guest runs at the destination, the rest of its memory follows.
+    PostcopyActive,
+    /// The connection broke; both ends wait to be connected anew.
+    PostcopyPaused,
+    /// Connected anew; the two ends tell each other what is missing.
+    PostcopyRecover,
     Failed,
     Cancelling,
     Cancelled,
@@ -35,6 +41,11 @@ impl From<String> for Status {
             "pre-switchover" => Self::PreSwitchover,
             "device" => Self::Device,
             "completed" => Self::Completed,
+            // 10.2 calls it so while the destination loads its devices.
+            "postcopy-active" | "postcopy-device" => Self::PostcopyActive,
+            "postcopy-paused" => Self::PostcopyPaused,
+            // 9.1 and later begin a recovery with a state of its own.
+            "postcopy-recover" | "postcopy-recover-setup" => Self::PostcopyRecover,
             // 10.x passes through "failing" before "failed" in some of its releases.
             "failed" | "failing" => Self::Failed,
             "cancelling" => Self::Cancelling,
@@ -53,6 +64,9 @@ impl fmt::Display for Status {
             Self::PreSwitchover => "pre-switchover",
             Self::Device => "device",
             Self::Completed => "completed",
+            Self::PostcopyActive => "postcopy-active",
+            Self::PostcopyPaused => "postcopy-paused",
+            Self::PostcopyRecover => "postcopy-recover",
             Self::Failed => "failed",
             Self::Cancelling => "cancelling",
             Self::Cancelled => "cancelled",
@@ -69,6 +83,7 @@ pub(super) struct MigrateInfo {
     /// Milliseconds, all three.
     total_time: u64,
     downtime: Option<u64>,
+    cpu_throttle_percentage: u8,
     ram: Ram,
     /// Where a destination listens.
     socket_address: Vec<ListenAddress>,
@@ -83,6 +98,8 @@ struct Ram {
     dirty_sync_count: u64,
     dirty_pages_rate: u64,
     page_size: u64,
+    normal_bytes: u64,
+    postcopy_bytes: u64,
     /// Megabits per second.
     mbps: f64,
 }
@@ -107,7 +124,14 @@ impl MigrateInfo {
             dirty_rate: self.ram.dirty_pages_rate.saturating_mul(self.ram.page_size),
             // Float to integer saturates.
             throughput: (self.ram.mbps * 1e6 / 8.0) as u64,
+            throttled: self.cpu_throttle_percentage,
+            post_copied: self.ram.postcopy_bytes,
         }
+    }
+
+    /// Bytes of pages that were sent and not all zero.
+    pub fn normal(&self) -> u64 {
+        self.ram.normal_bytes
     }
 
     pub fn total(&self) -> Duration {

@@ -14,10 +14,10 @@ use axum::response::{IntoResponse as _, Response};
 use drover_api::join::JoinTokenText;
 use drover_api::problem::ProblemType;
 use drover_api::v1::{
-    CapacityView, CreateJoinToken, CreatedJoinToken, HostFactsView, HostLoad, HostView, List, SetPower,
+    CapacityView, CreateJoinToken, CreatedJoinToken, EvacuationView, HostFactsView, HostLoad, HostView, List, SetPower,
 };
-use drover_control::Control;
 use drover_control::interface::{Actor, Ask, Reply};
+use drover_control::{Control, Evacuation};
 use drover_model::intent::{Host, JoinToken};
 use drover_model::plan::Heat;
 use drover_model::{Bytes, HostId, Millis};
@@ -57,7 +57,25 @@ fn view(control: &Control, host: &Host) -> Option<HostView> {
         heat,
         vms: vms().map(|vm| vm.id.clone()).collect(),
         memory_promised_mib: promised.0 >> 20,
+        evacuation: control.evacuation(&host.id).map(evacuation),
     })
+}
+
+fn evacuation(evacuation: &Evacuation) -> EvacuationView {
+    let Evacuation { since, total, done, moving, waiting, stuck, eta_at, promised_at, slips, finished_at, .. } =
+        *evacuation;
+    EvacuationView {
+        since_ms: since.0,
+        total,
+        done,
+        moving,
+        waiting,
+        stuck,
+        finish_eta_at_ms: eta_at.map(|at| at.0),
+        promised_at_ms: promised_at.map(|at| at.0),
+        slips,
+        finished_at_ms: finished_at.map(|at| at.0),
+    }
 }
 
 async fn one(api: &Api, id: HostId, status: StatusCode) -> Result<Response, Failure> {

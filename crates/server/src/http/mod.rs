@@ -12,11 +12,14 @@ mod images;
 mod join;
 mod linger;
 mod migrations;
+mod networks;
 mod openapi;
 mod plans;
 mod policy;
+mod ports;
 mod problem;
 mod read;
+mod security_groups;
 mod staging;
 mod tenants;
 mod vms;
@@ -121,6 +124,9 @@ fn quick_routes() -> OpenApiRouter<Api> {
         .merge(hosts::routes())
         .merge(images::routes())
         .merge(vms::routes())
+        .merge(networks::routes())
+        .merge(security_groups::routes())
+        .merge(ports::routes())
         .merge(plans::routes())
         .merge(migrations::routes())
         .merge(policy::routes())

@@ -80,6 +80,21 @@ impl FromRequestParts<Api> for Operator {
     }
 }
 
+/// Whose a new thing is: a tenant's own, or the tenant's that an operator names.
+pub fn owner(own: Option<&TenantId>, asked: Option<&str>, what: &str) -> Result<TenantId, Failure> {
+    match (own, optional_name::<TenantId>("tenant", asked)?) {
+        (None, Some(tenant)) => Ok(tenant),
+        (None, None) => {
+            Err(Failure::invalid("tenant", format!("say whose {what} it is; `drover tenant ls` lists tenants")))
+        }
+        (Some(own), None) => Ok(own.clone()),
+        (Some(own), Some(tenant)) if tenant == *own => Ok(tenant),
+        (Some(_), Some(_)) => {
+            Err(Failure::invalid("tenant", format!("your token makes {what}s of your own tenant only")))
+        }
+    }
+}
+
 /// A JSON body that must be there.
 pub struct Body<T>(pub T);
 

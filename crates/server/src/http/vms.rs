@@ -4,18 +4,21 @@ use super::Api;
 use super::condition::{Conditions, key, object};
 use super::migrations;
 use super::problem::Failure;
-use super::read::{At, Body, Caller, Operator, Params, name, optional_name};
+use super::read::{At, Body, Caller, Operator, Params, name, optional_name, owner};
 use super::tenants::gone;
 use crate::secret;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use drover_api::v1::{CreateVm, List, MeasureVm, MigrateVm, MigrationView, VmListQuery, VmLoad, VmQuery, VmView};
+use drover_api::v1::{
+    CreateVm, List, MeasureVm, MigrateVm, MigrationView, SetSecurityGroups, VmListQuery, VmLoad, VmQuery, VmView,
+};
 use drover_control::Control;
 use drover_control::interface::{Actor, Ask, Reply};
 use drover_model::intent::{Nic, RunIntent, Vm, VmSpec};
-use drover_model::{Bytes, HostId, Millis, TenantId, VmId};
+use drover_model::network::Bandwidth;
+use drover_model::{Bytes, HostId, Millis, SecurityGroupId, TenantId, VmId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use utoipa_axum::router::OpenApiRouter;
@@ -29,12 +32,16 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(stop_vm))
         .routes(routes!(migrate_vm))
         .routes(routes!(measure_vm))
+        .routes(routes!(set_security_groups))
 }
 
 fn view(control: &Control, vm: &Vm) -> Option<VmView> {
     let status = control.vm_status(&vm.id);
     let mut view = VmView::new(vm, control.revision_of(&key("vm", &vm.id))?, status.phase);
     view.why = status.why;
+    if let Some(nic) = &mut view.nic {
+        nic.network_name = control.network(&nic.network).map(|network| network.name.clone());
+    }
     view.pid = status.inventory.and_then(|seen| seen.pid);
     view.load = status.sample.map(VmLoad::from);
     Some(view)
@@ -183,7 +190,7 @@ async fn migrate_vm(
 ) -> Result<Response, Failure> {
     let to: Option<HostId> = optional_name("to", migrate.to.as_deref())?;
     let vm = find(&api, &actor, reference, query).await?;
-    match api.shell.ask(conditions.change(actor, Ask::MigrateVm { vm, to })).await? {
+    match api.shell.ask(conditions.change(actor, Ask::MigrateVm { vm, to, method: migrate.method })).await? {
         Reply::Migration(id) => migrations::one(&api, id, None, StatusCode::ACCEPTED).await,
         _ => Err(gone("migration")),
     }
@@ -207,15 +214,27 @@ async fn measure_vm(
     one(&api, vm, StatusCode::ACCEPTED).await
 }
 
+/// Take a vm out of the security groups it is in, and put it into others; takes effect at once
+#[utoipa::path(put, path = "/v1/vms/{vm}/security-groups", tag = "vms", request_body = SetSecurityGroups,
+    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    responses((status = 200, description = "It is in these groups now", body = VmView)))]
+async fn set_security_groups(
+    State(api): State<Api>,
+    Caller(actor): Caller,
+    conditions: Conditions,
+    At(reference): At<String>,
+    Params(query): Params<VmQuery>,
+    Body(set): Body<SetSecurityGroups>,
+) -> Result<Response, Failure> {
+    let groups = groups(&set.security_groups)?;
+    let vm = find(&api, &actor, reference, query).await?;
+    api.shell.ask(conditions.change(actor, Ask::SetSecurityGroups { vm: vm.clone(), groups })).await?;
+    one(&api, vm, StatusCode::OK).await
+}
+
 /// What is asked for, with every field checked. Whether it fits the cluster is the state machine's to say.
 fn spec_of(create: &CreateVm, own: Option<&TenantId>, id: &VmId) -> Result<VmSpec, Failure> {
-    let tenant = match (own, optional_name::<TenantId>("tenant", create.tenant.as_deref())?) {
-        (None, Some(tenant)) => tenant,
-        (None, None) => return Err(Failure::invalid("tenant", "say whose vm it is; `drover tenant ls` lists tenants")),
-        (Some(own), None) => own.clone(),
-        (Some(own), Some(tenant)) if tenant == *own => tenant,
-        (Some(_), Some(_)) => return Err(Failure::invalid("tenant", "your token makes vms of your own tenant only")),
-    };
+    let tenant = owner(own, create.tenant.as_deref(), "vm")?;
     if !(1..=CreateVm::VCPUS_MAX).contains(&create.vcpus) {
         return Err(Failure::invalid("vcpus", format!("must lie between 1 and {}", CreateVm::VCPUS_MAX)));
     }
@@ -230,15 +249,7 @@ fn spec_of(create: &CreateVm, own: Option<&TenantId>, id: &VmId) -> Result<VmSpe
     let pinned_to: BTreeSet<HostId> =
         create.pinned_to.iter().map(|host| name("pinned_to", host)).collect::<Result<_, _>>()?;
     check_guest_args(create)?;
-    let nic = match (&create.network, &create.address) {
-        (None, None) => None,
-        (None, Some(_)) => return Err(Failure::invalid("address", "needs a network: set `network`, too")),
-        (Some(network), address) => Some(Nic {
-            network: name("network", network)?,
-            mac: Vm::derived_mac(id),
-            address: address.as_deref().map(cidr).transpose()?,
-        }),
-    };
+    let nic = nic_of(create, id)?;
     Ok(VmSpec {
         name: name("name", &create.name)?,
         tenant,
@@ -250,6 +261,39 @@ fn spec_of(create: &CreateVm, own: Option<&TenantId>, id: &VmId) -> Result<VmSpe
         pinned_to,
         guest_args: create.guest_args.clone(),
     })
+}
+
+fn nic_of(create: &CreateVm, id: &VmId) -> Result<Option<Nic>, Failure> {
+    let Some(network) = &create.network else {
+        let alone = [
+            ("address", create.address.is_some()),
+            ("security_groups", !create.security_groups.is_empty()),
+            ("ingress_max_bytes_s", create.ingress_max_bytes_s.is_some()),
+            ("egress_max_bytes_s", create.egress_max_bytes_s.is_some()),
+        ];
+        return match alone.into_iter().find(|(_, given)| *given) {
+            Some((field, _)) => Err(Failure::invalid(field, "needs a network: set `network`, too")),
+            None => Ok(None),
+        };
+    };
+    let limit = |field, max: Option<u64>| match max {
+        Some(0) => Err(Failure::invalid(field, "leave it out for no limit")),
+        max => Ok(Bytes(max.unwrap_or(0))),
+    };
+    Ok(Some(Nic {
+        network: name("network", network)?,
+        mac: Vm::derived_mac(id),
+        address: create.address.as_deref().map(address).transpose()?,
+        security_groups: groups(&create.security_groups)?,
+        bandwidth: Bandwidth {
+            ingress_max: limit("ingress_max_bytes_s", create.ingress_max_bytes_s)?,
+            egress_max: limit("egress_max_bytes_s", create.egress_max_bytes_s)?,
+        },
+    }))
+}
+
+fn groups(names: &[String]) -> Result<BTreeSet<SecurityGroupId>, Failure> {
+    names.iter().map(|group| name("security_groups", group)).collect()
 }
 
 /// They become words of the guest's kernel command line: nothing in them may end the word.
@@ -285,17 +329,20 @@ fn check_guest_args(create: &CreateVm) -> Result<(), Failure> {
     Ok(())
 }
 
-/// An address with its prefix length, in its usual spelling.
-fn cidr(text: &str) -> Result<String, Failure> {
-    let bad = || Failure::invalid("address", "must be an address in CIDR form, e.g. 10.78.0.11/24");
-    let (address, prefix) = text.split_once('/').ok_or_else(bad)?;
+/// An address, with its prefix length if it is given, in its usual spelling.
+fn address(text: &str) -> Result<String, Failure> {
+    let bad = || Failure::invalid("address", "must be an address, on a provider network in CIDR form: 10.78.0.11/24");
+    let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
     let address: IpAddr = address.parse().map_err(|_| bad())?;
-    let prefix: u8 = prefix.parse().map_err(|_| bad())?;
-    let longest = if address.is_ipv4() { 32 } else { 128 };
-    if prefix == 0 || prefix > longest || address.is_unspecified() || address.is_multicast() {
+    if address.is_unspecified() || address.is_multicast() {
         return Err(bad());
     }
-    Ok(format!("{address}/{prefix}"))
+    let Some(prefix) = prefix else { return Ok(address.to_string()) };
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    match prefix.parse::<u8>() {
+        Ok(prefix) if (1..=longest).contains(&prefix) => Ok(format!("{address}/{prefix}")),
+        _ => Err(bad()),
+    }
 }
 
 #[cfg(test)]
@@ -332,7 +379,7 @@ mod tests {
     #[test]
     fn each_bad_field_is_named() {
         type Change = fn(&mut CreateVm);
-        let cases: [(Change, &str); 20] = [
+        let cases: [(Change, &str); 22] = [
             (|vm| vm.name = "Web".to_owned(), "name"),
             (|vm| vm.name = "x".repeat(64), "name"),
             (|vm| vm.tenant = Some("other".to_owned()), "tenant"),
@@ -344,7 +391,9 @@ mod tests {
             (|vm| vm.memory_mib = u64::MAX, "memory_mib"),
             (|vm| vm.network = None, "address"),
             (|vm| vm.network = Some("LAN".to_owned()), "network"),
-            (|vm| vm.address = Some("10.78.0.11".to_owned()), "address"),
+            (|vm| vm.address = Some("10.78.0".to_owned()), "address"),
+            (|vm| vm.security_groups = vec!["no group".to_owned()], "security_groups"),
+            (|vm| vm.ingress_max_bytes_s = Some(0), "ingress_max_bytes_s"),
             (|vm| vm.address = Some("10.78.0.11/33".to_owned()), "address"),
             (|vm| vm.address = Some("10.78.0.11/24 init=/bin/sh".to_owned()), "address"),
             (|vm| vm.anti_affinity = Some(String::new()), "anti_affinity"),

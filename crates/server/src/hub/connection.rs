@@ -17,7 +17,7 @@ use axum::extract::{Extension, State};
 use axum::response::Response;
 use axum::routing::get;
 use drover_api::agent::{FRAME_MAX, FromAgent, Hello, PATH, PROTOCOL_VERSION, ToAgent, Welcome};
-use drover_control::interface::{AgentMessage, ConnectionId};
+use drover_control::interface::{AgentMessage, ConnectionId, NetworkReport};
 use drover_model::HostId;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -151,6 +151,7 @@ impl AgentPort {
                     at: report.at,
                     vms: report.vms,
                     load: report.load.map(|load| (load.host, load.vms)),
+                    network: NetworkReport { generation: report.network, error: report.network_error },
                 },
                 FromAgent::Answer { id, answer } => AgentMessage::Answer { id, answer },
                 FromAgent::Migration { vm, migration, update } => AgentMessage::Migration { vm, migration, update },

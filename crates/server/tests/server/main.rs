@@ -3,5 +3,7 @@
 mod api;
 mod joining;
 mod measure;
+mod migrations;
+mod networks;
 mod store;
 mod support;

@@ -6,8 +6,10 @@ use drover_api::join::{JoinRequest, JoinResponse};
 use drover_api::problem::Problem;
 use drover_api::v1::{CreateImage, CreateJoinToken, CreateTenant, CreateToken, CreateVm, ImagePart, RoleName};
 use drover_model::command::{Command, CommandOutcome};
+use drover_model::intent::Nic;
 use drover_model::inventory::{Accelerator, Capacity, HostFacts, VmInventory, VmState};
 use drover_model::load::{HostSample, VmSample};
+use drover_model::network::HostNetwork;
 use drover_model::{Bytes, CpuMillis, HostId, Ratio, TimeMs, VmId};
 use drover_server::config::ServerConfig;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -244,6 +246,10 @@ pub fn facts() -> HostFacts {
         cpu_model: "test".to_owned(),
         capacity: Capacity { cpu: CpuMillis(4_000), memory: Bytes::GIB },
         networks: ["lan".parse().unwrap()].into(),
+        overlay_address: Some([10, 77, 0, 1].into()),
+        machine_types: Default::default(),
+        cpu_features: Default::default(),
+        migration_features: Default::default(),
         boot_id: "boot".to_owned(),
         agent_run: "run".to_owned(),
     }
@@ -283,9 +289,12 @@ impl AgentLink {
     }
 
     pub async fn refusal(&mut self) -> String {
-        match self.hear().await {
-            Some(ToAgent::Refused { why }) => why,
-            other => panic!("not refused: {other:?}"),
+        loop {
+            match self.hear().await {
+                Some(ToAgent::Network { .. }) => {}
+                Some(ToAgent::Refused { why }) => return why,
+                other => panic!("not refused: {other:?}"),
+            }
         }
     }
 }
@@ -308,6 +317,7 @@ async fn obey(mut link: AgentLink) {
     let mut vms: BTreeMap<VmId, VmInventory> = BTreeMap::new();
     let mut measured: BTreeSet<VmId> = BTreeSet::new();
     let mut seq = 0;
+    let mut network = HostNetwork::default();
     let mut every = tokio::time::interval(Duration::from_millis(200));
     loop {
         let heard = tokio::select! {
@@ -317,21 +327,25 @@ async fn obey(mut link: AgentLink) {
                 let at = drover_server::shell::now();
                 let samples = measured.iter().map(|vm| (vm.clone(), idle_vm())).collect();
                 let load = Some(Load { host: idle(), vms: samples });
-                link.say(FromAgent::Report(report(seq, at, &vms, load))).await;
+                link.say(FromAgent::Report(report(seq, at, &vms, load, &network))).await;
                 continue;
             }
         };
         match heard {
             None => return,
             Some(ToAgent::Command { id, command }) => {
-                match command {
+                match *command {
                     Command::MeasureDirtyRate { vm, .. } => drop(measured.insert(vm)),
+                    Command::Run { run, .. } if run.nic.as_ref().is_some_and(|nic| !has(&network, &run.vm, nic)) => {
+                        panic!("told to run {} before its network", run.vm);
+                    }
                     command => carry_out(&mut vms, command),
                 }
                 link.say(FromAgent::Answer { id, answer: Ok(CommandOutcome::Done) }).await;
                 seq += 1;
-                link.say(FromAgent::Report(report(seq, drover_server::shell::now(), &vms, None))).await;
+                link.say(FromAgent::Report(report(seq, drover_server::shell::now(), &vms, None, &network))).await;
             }
+            Some(ToAgent::Network { network: newer }) => network = newer,
             Some(ToAgent::ConsoleOpen { session, .. }) => {
                 let data = ConsoleBytes(b"login: ".to_vec());
                 link.say(FromAgent::ConsoleOutput { session, data }).await;
@@ -347,8 +361,22 @@ async fn obey(mut link: AgentLink) {
     }
 }
 
-fn report(seq: u64, at: TimeMs, vms: &BTreeMap<VmId, VmInventory>, load: Option<Load>) -> Report {
-    Report { seq, at, vms: vms.values().cloned().collect(), load }
+fn report(
+    seq: u64,
+    at: TimeMs,
+    vms: &BTreeMap<VmId, VmInventory>,
+    load: Option<Load>,
+    network: &HostNetwork,
+) -> Report {
+    let vms = vms.values().cloned().collect();
+    Report { seq, at, vms, load, network: network.generation, network_error: None }
+}
+
+/// Whether the host was told how to guard the vm's card, and of its overlay network if it is on one.
+fn has(network: &HostNetwork, vm: &VmId, nic: &Nic) -> bool {
+    let overlay = nic.network.as_str().starts_with("net-");
+    network.vms.iter().any(|port| port.vm == *vm && port.mac == nic.mac)
+        && (!overlay || network.overlays.iter().any(|known| known.network == nic.network))
 }
 
 fn carry_out(vms: &mut BTreeMap<VmId, VmInventory>, command: Command) {
@@ -362,7 +390,13 @@ fn carry_out(vms: &mut BTreeMap<VmId, VmInventory>, command: Command) {
                 seen.state = VmState::Stopped;
             }
         }
-        Command::Release { vm, .. } => drop(vms.remove(&vm)),
+        Command::Release { vm, .. } | Command::CancelMigration { vm, .. } => drop(vms.remove(&vm)),
+        // It never says where it listens, so nothing is sent.
+        Command::PrepareIncoming { run, generation, migration, .. } => {
+            let seen =
+                VmInventory { vm: run.vm.clone(), generation, state: VmState::Incoming { migration }, pid: None };
+            vms.insert(run.vm, seen);
+        }
         other => panic!("not in these tests: {other:?}"),
     }
 }

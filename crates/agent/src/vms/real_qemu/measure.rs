@@ -35,6 +35,24 @@ impl LabHost {
 }
 
 #[tokio::test]
+async fn a_running_guest_is_measured_unasked_in_its_turn() {
+    let lab = Lab::new(WRITES_EVERYWHERE);
+    let mut host = lab.host("h1");
+    host.limits = "dirty_rate_every_ms = 1000";
+    host.start_agent().await;
+    // As while another vm is measured.
+    let turn = Arc::clone(&host.agent().shared.measuring).acquire_owned().await.unwrap();
+    assert_eq!(host.run(1).await, Ok(CommandOutcome::Done));
+    // One that is asked for waits for no turn.
+    assert_eq!(host.measure(1, Millis::secs(4)).await, Ok(CommandOutcome::Done));
+    assert_eq!(host.dirty_rate(), None);
+    until("it is measured as asked", || host.dirty_rate().is_some()).await;
+    drop(turn);
+    // The guest may have been on its way through the firmware then.
+    until("it is measured again and writes", || host.dirty_rate() > Some(Bytes::ZERO)).await;
+}
+
+#[tokio::test]
 async fn a_guest_that_writes_is_measured_when_asked_while_its_vm_obeys_other_commands() {
     let lab = Lab::new(WRITES_EVERYWHERE);
     let mut host = lab.host("h1");

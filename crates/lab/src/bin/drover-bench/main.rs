@@ -1,16 +1,22 @@
 //! What drover itself costs, measured on a cluster of real parts.
 //!
 //! `drover-bench footprint` measures what server and agents use at rest ([`footprint`]), by what the kernel counts
-//! ([`usage`]), and sets it against the bars ([`report`]). A bar that is missed is said and is no failure: the exit
+//! ([`usage`]), and sets it against the bars ([`report`]). `drover-bench migration-faults` kills everything that takes
+//! part in a migration in each of its phases ([`faults`]). `drover-bench migration` tells what clients of a vm see
+//! while it moves, beside stock QEMU ([`migration`]). A bar that is missed is said and is no failure: the exit
 //! status tells only whether it could be measured.
 
+mod faults;
 mod footprint;
+mod migration;
 mod report;
 mod usage;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use drover_lab::faults::Cell;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
@@ -27,6 +33,23 @@ struct Cli {
 enum Bench {
     /// Processor and memory of server and agents, with three hosts, ten idle vms on one of them.
     Footprint(Footprint),
+    /// Each victim (processes, hosts, the link) in each phase of a migration: the vm runs exactly once afterwards.
+    MigrationFaults(MigrationFaults),
+    /// What clients of a vm see while it moves, by stock QEMU and by drover, over links of 1 Gbit/s and of 100 Mbit/s.
+    Migration(migration::Arguments),
+}
+
+#[derive(Debug, Args)]
+struct MigrationFaults {
+    /// Write what came out here, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only this cell, as VICTIM/PHASE (`server/commit`); may be given more than once.
+    #[arg(long = "cell", value_name = "CELL")]
+    cells: Vec<Cell>,
+    /// Keep the logs of cells that fail below this directory.
+    #[arg(long, value_name = "DIR")]
+    logs: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -45,6 +68,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let outcome = match &cli.bench {
         Bench::Footprint(args) => measure_footprint(args),
+        Bench::MigrationFaults(args) => measure_migration_faults(args),
+        Bench::Migration(args) => measure_migration(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -58,9 +83,26 @@ fn main() -> ExitCode {
 fn measure_footprint(args: &Footprint) -> Result<()> {
     let report = footprint::measure(Duration::from_secs(args.seconds))?;
     print!("{report}");
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&report).context("the figures can't be written as JSON")?;
-        std::fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))?;
-    }
+    write(args.json.as_deref(), &report)
+}
+
+fn measure_migration_faults(args: &MigrationFaults) -> Result<()> {
+    let cells = if args.cells.is_empty() { Cell::all() } else { args.cells.clone() };
+    let report = faults::measure(&cells, args.logs.as_deref())?;
+    print!("{report}");
+    write(args.json.as_deref(), &report)
+}
+
+fn measure_migration(args: &migration::Arguments) -> Result<()> {
+    let report = migration::measure(&args.options())?;
+    print!("{report}");
+    write(args.json.as_deref(), &report)?;
+    ensure!(report.complete, "not everything could be measured: see the notes above");
     Ok(())
+}
+
+fn write(path: Option<&Path>, report: &impl Serialize) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report).context("the figures can't be written as JSON")?;
+    std::fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))
 }

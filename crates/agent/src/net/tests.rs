@@ -1,0 +1,4 @@
+mod bed;
+mod guarding;
+mod moving;
+mod perimeter;

@@ -1,0 +1,48 @@
+//! Benches that compute: the product's own judgement on recorded or made-up input, beside what others make of it.
+//!
+//! `drover-figures NAME` prints a table and writes the figures as JSON. What a bench measures stands in its module; a
+//! bar that is missed is said and is no failure. Exit status 2: an input is not there.
+
+mod io;
+mod prediction;
+mod schedule;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Figures that are computed, not measured on a cluster.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// How far predicted migration times are from real ones, on instances held back.
+    Prediction(prediction::Args),
+    /// How near the end of many migrations is to what no order can beat, and how long planning them takes.
+    Schedule(schedule::Args),
+}
+
+/// Exit status for an input that is not there.
+const EXIT_ABSENT: u8 = 2;
+
+fn main() -> ExitCode {
+    match dispatch(&Cli::parse().bench) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("drover-figures: {problem:#}");
+            if problem.is::<io::Absent>() { EXIT_ABSENT.into() } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn dispatch(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Prediction(args) => prediction::run(args),
+        Bench::Schedule(args) => schedule::run(args),
+    }
+}
