@@ -157,6 +157,14 @@ impl Predictor {
                 allowed.downtime_max
             ));
         }
+        // What was written within the span of a measurement may be written again at any speed: the rounds may never leave less.
+        let hot = self.corrected(features, allowed.downtime_max, strategy).writing.map_or(Bytes::ZERO, |w| w.hot);
+        if features.writing.is_some() && hot > link.scale(allowed.downtime_max.as_secs()) {
+            return Some(format!(
+                "it writes {hot} again and again, more than a link of {link} a second carries in {}",
+                allowed.downtime_max
+            ));
+        }
         let total = self.predict(features, strategy, allowed.downtime_max).total.expected;
         (total > allowed.total_max)
             .then(|| format!("pre-copy would take {total} and gives up after {}", allowed.total_max))

@@ -28,7 +28,7 @@ pub(crate) use physics::SET_UP_S;
 /// What a link carries until a move has shown it.
 pub const LINK_ASSUMED: Bytes = goodput(1_000_000_000);
 /// Over which a guest's dirty rate is measured, as far as the rate alone tells.
-const DIRTY_RATE_SPAN: Millis = Millis::secs(2);
+const DIRTY_RATE_SPAN: Millis = Millis::secs(1);
 /// Samples of resident memory looked at; the largest counts.
 const RESIDENT_SAMPLES: usize = 5;
 /// Less than this share of what was asked for means that the link could not do more.
@@ -160,11 +160,14 @@ impl Predictor {
 
     /// By physics alone, from inputs corrected by what earlier ones missed.
     fn course(&self, features: &Features, strategy: &Strategy, downtime_max: Millis) -> Course {
+        physics::course(&self.corrected(features, downtime_max, strategy), strategy)
+    }
+
+    fn corrected(&self, features: &Features, downtime_max: Millis, strategy: &Strategy) -> Basis {
         let known = self.basis(features, downtime_max);
         let (pair, class) = (features.pair(), class(&known, strategy));
         let factor = |figure| self.lessons.factor(figure, &features.vm, &pair, class);
-        let corrected = rescaled(&known, factor(Figure::InUse), factor(Figure::Writing));
-        physics::course(&corrected, strategy)
+        rescaled(&known, factor(Figure::InUse), factor(Figure::Writing))
     }
 }
 
@@ -194,7 +197,9 @@ fn observation(record: &MigrationRecord) -> Option<Observation> {
     }
     let class = class(&basis, &record.strategy);
     let log = |measured: f64, expected: f64| (measured > 0.0 && expected > 0.0).then(|| (measured / expected).ln());
-    let in_use = log(report.in_use.0 as f64, basis.in_use.0 as f64);
+    // In a post-copy what is sent before the switch-over is cut short, and says nothing of the guest's memory and writing.
+    let copied_whole = report.post_copied == Bytes::ZERO;
+    let in_use = log(report.in_use.0 as f64, basis.in_use.0 as f64).filter(|_| copied_whole);
     let writing = wrote(&basis, &report);
     let mut measured = rescaled(&basis, in_use.unwrap_or(0.0).exp(), writing.unwrap_or(0.0).exp());
     let carried = carried(&basis, &record.strategy, &report);
@@ -222,7 +227,7 @@ fn observation(record: &MigrationRecord) -> Option<Observation> {
 
 /// What the guest wrote during the first round against what it was expected to.
 fn wrote(basis: &Basis, report: &MigrationReport) -> Option<f64> {
-    if report.throughput == Bytes::ZERO || report.in_use == Bytes::ZERO {
+    if report.throughput == Bytes::ZERO || report.in_use == Bytes::ZERO || report.post_copied > Bytes::ZERO {
         return None;
     }
     let round_s = report.in_use.0 as f64 / report.throughput.0 as f64;

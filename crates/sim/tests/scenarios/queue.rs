@@ -196,8 +196,10 @@ fn a_forecast_changes_nothing_and_comes_true() {
     scene.wait("it is there", |cluster| phase(cluster, id) == Some(MigrationPhase::Done));
     let took = scene.cluster.control().unwrap().migration(id).unwrap().report.unwrap().total;
     let expected = learned.choice.prediction.total.expected;
-    let off = (took.0 as f64 / expected.0 as f64).ln().abs();
-    assert!(off < 0.4, "{expected} expected, {took} taken");
+    // The guest writes at up to 0.6 of what the link carries, drawn anew for each move: a factor of 2.5 between two of them.
+    let off = |expected: Millis| (took.0 as f64 / expected.0 as f64).ln().abs();
+    assert!(off(expected) < 0.7, "{expected} expected, {took} taken");
+    assert!(off(expected) < off(first.choice.prediction.total.expected), "nothing was learned");
     let drained = scene.ask(Ask::DrainHost { host: from.clone() });
     assert!(drained.is_ok());
     let refused = scene.cluster.control().unwrap();
