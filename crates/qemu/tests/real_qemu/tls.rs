@@ -133,10 +133,11 @@ async fn a_source_without_tls_is_refused() {
     let incoming = listening_for(&destination, &receiving).await;
     let limits = drover_qemu::migration::Limits { total_max: std::time::Duration::from_secs(2), ..LIMITS };
     // All of a small guest may be on its way before the refusal is heard; nobody commits it then.
-    let failed = match pre_copy(&source, &incoming, &Strategy::PRE_COPY, limits).await.run(|_| {}, NoGate, pending()).await {
-        Ok(paused) => paused.cancel("the test".to_owned()).await,
-        Err(failed) => failed,
-    };
+    let failed =
+        match pre_copy(&source, &incoming, &Strategy::PRE_COPY, limits).await.run(|_| {}, NoGate, pending()).await {
+            Ok(paused) => paused.cancel("the test".to_owned()).await,
+            Err(failed) => failed,
+        };
     assert_eq!(failed.guest, SourceGuest::RunsHere, "{failed}");
     source.assert_runs_on().await;
     assert!(!matches!(destination.machine.status().await, Ok(RunStatus::Running)));
