@@ -2,7 +2,7 @@
 //! it is kept as is needed for every order that `after` allows to be valid too, with several steps under way at once.
 
 use super::Act;
-use crate::problem::{HostIx, Problem, State, Sums};
+use crate::problem::{HostIx, Kind, Problem, State, Sums, VmIx};
 
 /// By step: the earlier steps that must have succeeded.
 ///
@@ -16,9 +16,7 @@ pub(super) fn after(problem: &Problem<'_>, acts: &[Act]) -> Vec<Vec<usize>> {
     for (n, act) in acts.iter().enumerate() {
         let waits_for = |m: &usize| match (acts[*m], *act) {
             (Act::Migrate { vm: other, from: left, .. }, Act::Migrate { vm, to, .. }) => {
-                let group = problem.vms[vm].group;
-                let parts = group.is_some() && problem.vms[other].group == group;
-                other == vm || (left == to && (tight[to] || parts))
+                other == vm || (left == to && tight[to]) || parts(problem, other, left, vm, to)
             }
             (Act::PowerOn { host }, Act::Migrate { to, .. }) => host == to,
             (Act::Migrate { from, .. }, Act::PowerOff { host }) => from == host,
@@ -39,9 +37,26 @@ fn needs_departures(problem: &Problem<'_>, state: &State, acts: &[Act], host: Ho
         if let Act::Migrate { vm, to, .. } = *act
             && to == host
         {
-            sums = sums.with(&problem.vms[vm]);
+            sums = sums.with(&problem.vms[vm].wants);
             comes = true;
         }
     }
-    comes && (sums.memory > problem.hosts[host].memory || problem.load(&sums) > problem.hosts[host].cpu)
+    let row = &problem.hosts[host];
+    comes
+        && (sums.memory > row.memory
+            || sums.disk > row.disk
+            || sums.reserved > row.cpu
+            || sums.link > row.link
+            || problem.load(&sums) > row.cpu)
+}
+
+/// Whether a rule makes the vm wait until the other has left.
+fn parts(problem: &Problem<'_>, other: VmIx, left: HostIx, vm: VmIx, to: HostIx) -> bool {
+    let placement = &problem.placement;
+    placement.counted(vm).iter().any(|rule| {
+        let scope = placement.rules[*rule].scope;
+        placement.rules[*rule].kind == Kind::Apart
+            && placement.counted(other).contains(rule)
+            && placement.domain(scope, left) == placement.domain(scope, to)
+    })
 }
