@@ -31,7 +31,7 @@ pub(crate) fn consolidate(draft: &mut Draft<'_, '_>, heat: &[Heat], most: usize)
     // Where a host ends after each one that was emptied: what may have to be taken back.
     let mut ends = Vec::new();
     if cold.len() <= EXACT_MAX {
-        while ends.len() < most && !draft.tired() {
+        while ends.len() < most && !draft.tired() && draft.in_time() {
             let Some(host) = best(draft, &mut pool, &cold) else { break };
             cold.retain(|other| *other != host);
             ends.push(draft.len());
@@ -39,7 +39,7 @@ pub(crate) fn consolidate(draft: &mut Draft<'_, '_>, heat: &[Heat], most: usize)
         return !ends.is_empty();
     }
     for host in cold {
-        if ends.len() == most || draft.tired() {
+        if ends.len() == most || draft.tired() || !draft.in_time() {
             break;
         }
         let before = draft.len();

@@ -27,7 +27,7 @@ pub(crate) fn improve(draft: &mut Draft<'_, '_>) {
         let mut hosts: Vec<HostIx> = (0..problem.hosts.len()).filter(|host| may_gain(draft, *host, unlike)).collect();
         hosts.sort_by_key(|host| (Reverse(draft.state.rates[*host].pessimistic), *host));
         for host in hosts {
-            while !draft.tired() && draft.may_move() && one_move(draft, host) {}
+            while !draft.tired() && draft.may_move() && draft.in_time() && one_move(draft, host) {}
         }
         if draft.len() == mark {
             return;

@@ -31,6 +31,9 @@ use drover_model::plan::{Action, Objection, Plan, Rejected, Step};
 use drover_model::{Bytes, MicroMoney, Millis};
 use targets::Targets;
 
+/// Of the horizon, what voluntary moves may take.
+const HORIZON_SHARE: f64 = 0.5;
+
 /// One step, by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Act {
@@ -57,6 +60,8 @@ pub(crate) struct Draft<'p, 'w> {
     is_hot: Vec<bool>,
     /// By host: moves from and to it that nothing pressed for.
     free_moves: Vec<u32>,
+    /// What those take, one after the other.
+    busy: Millis,
     changes: Vec<Change>,
     targets: Targets,
     rejected: Vec<Rejected>,
@@ -83,7 +88,7 @@ impl<'p, 'w> Draft<'p, 'w> {
             is_hot[*host] = true;
         }
         let free_moves = vec![0; problem.hosts.len()];
-        Self { problem, state, hot, is_hot, free_moves, changes, targets, rejected, left: evaluations, moves: 0 }
+        Self { problem, state, hot, is_hot, free_moves, busy: Millis::ZERO, changes, targets, rejected, left: evaluations, moves: 0 }
     }
 
     /// How many changes were made; [`Draft::roll_back`] takes it.
@@ -118,6 +123,14 @@ impl<'p, 'w> Draft<'p, 'w> {
     pub fn may_move(&self) -> bool {
         let most = self.problem.policy().moves.plan_max as usize;
         most == 0 || self.moves < most
+    }
+
+    /// Whether what nobody presses for would end while its gain still counts. A plan is made anew after the last one: what
+    /// takes longer than a good part of the horizon is better left to the next.
+    pub fn in_time(&self) -> bool {
+        let policy = self.problem.policy();
+        let at_once = u64::from(policy.migrations_at_once_max.max(1));
+        (self.busy.0 / at_once) as f64 <= policy.money.horizon.0 as f64 * HORIZON_SHARE
     }
 
     /// Counts `candidates` as judged.
@@ -157,7 +170,7 @@ impl<'p, 'w> Draft<'p, 'w> {
         };
         let cost = sent(to) - sent(from);
         let saved = cost::saved_by(self.problem, &self.state, vm, to);
-        self.count_free(reason, from, to, 1);
+        self.count_free(reason, vm, (from, to), 1);
         self.shift(vm, from, to);
         self.changes.push(Change { act: Act::Migrate { vm, from, to }, reason, saved, cost, alternatives });
     }
@@ -178,8 +191,10 @@ impl<'p, 'w> Draft<'p, 'w> {
         self.targets.refresh(self.problem, &self.state, to);
     }
 
-    fn count_free(&mut self, reason: Reason, from: HostIx, to: HostIx, by: i32) {
+    fn count_free(&mut self, reason: Reason, vm: VmIx, (from, to): (HostIx, HostIx), by: i32) {
         if reason.is_free() {
+            let duration = cost::of_move(self.problem, vm, to).duration;
+            self.busy = if by > 0 { self.busy + duration } else { self.busy.saturating_sub(duration) };
             for host in [from, to] {
                 self.free_moves[host] = self.free_moves[host].saturating_add_signed(by);
             }
@@ -211,7 +226,7 @@ impl<'p, 'w> Draft<'p, 'w> {
             let Some(change) = self.changes.pop() else { return };
             match change.act {
                 Act::Migrate { vm, from, to } => {
-                    self.count_free(change.reason, from, to, -1);
+                    self.count_free(change.reason, vm, (from, to), -1);
                     self.shift(vm, to, from);
                 }
                 Act::PowerOn { host } => self.switch(host, false),
@@ -248,7 +263,7 @@ impl<'p, 'w> Draft<'p, 'w> {
     /// The steps in an order in which they can be made, and the alternatives that lost.
     pub fn finish(mut self) -> Finished {
         let acts = self.acts();
-        let ordered = sequence::order(self.problem, acts.iter().map(|(act, _)| *act).collect());
+        let ordered = sequence::order(self.problem, acts);
         for act in &ordered.dropped {
             match *act {
                 Act::Migrate { vm, from, to } => self.shift(vm, to, from),
@@ -259,13 +274,15 @@ impl<'p, 'w> Draft<'p, 'w> {
         let mut after = ordered.after;
         let mut steps = Vec::with_capacity(ordered.acts.len());
         let mut moving_cost = MicroMoney::ZERO;
+        let (moved, switched) = self.by_object();
         let mut made = vec![0_usize; self.problem.vms.len()];
         for (n, act) in ordered.acts.iter().enumerate() {
-            let change = match *act {
-                Act::Migrate { vm, to, .. } if self.state.at[vm] != Some(to) => None,
-                _ => acts.iter().find(|(other, _)| same_end(*other, *act)).map(|(_, change)| *change),
+            let totals = match *act {
+                // A stop on the way is nobody's aim.
+                Act::Migrate { vm, to, .. } => moved[vm].filter(|_| self.state.at[vm] == Some(to)),
+                Act::PowerOn { host } | Act::PowerOff { host } => switched[host],
             };
-            let change = change.map(|ix| &self.changes[ix]);
+            let change = totals.map(|(last, _)| &self.changes[last]);
             let earlier = match *act {
                 Act::Migrate { vm, .. } => {
                     made[vm] += 1;
@@ -275,7 +292,7 @@ impl<'p, 'w> Draft<'p, 'w> {
             };
             let MoveCost { duration, cost } = self.priced(*act);
             moving_cost += cost;
-            let saved = if change.is_some() { self.saved_by(*act) } else { Rates::default() };
+            let saved = totals.map_or(Rates::default(), |(_, saved)| saved);
             steps.push(Step {
                 after: std::mem::take(&mut after[n]),
                 action: action(self.problem, *act, earlier),
@@ -293,22 +310,22 @@ impl<'p, 'w> Draft<'p, 'w> {
         Finished { steps, rejected: self.rejected, moving_cost, state: self.state }
     }
 
-    /// What is different in the end, each with the change that brought it about, in the order in which that was made.
-    fn acts(&self) -> Vec<(Act, usize)> {
+    /// What is different in the end, in the order in which it came about.
+    fn acts(&self) -> Vec<Act> {
         let mut acts = Vec::new();
         let (mut vms, mut hosts) = (vec![false; self.problem.vms.len()], vec![false; self.problem.hosts.len()]);
-        for (ix, change) in self.changes.iter().enumerate().rev() {
+        for change in self.changes.iter().rev() {
             match change.act {
                 Act::Migrate { vm, to, .. } => {
                     if !std::mem::replace(&mut vms[vm], true)
                         && let Some(from) = self.problem.vms[vm].host.filter(|from| *from != to)
                     {
-                        acts.push((Act::Migrate { vm, from, to }, ix));
+                        acts.push(Act::Migrate { vm, from, to });
                     }
                 }
                 Act::PowerOn { host } | Act::PowerOff { host } => {
                     if !std::mem::replace(&mut hosts[host], true) && self.state.up[host] != is_up(self.problem, host) {
-                        acts.push((change.act, ix));
+                        acts.push(change.act);
                     }
                 }
             }
@@ -329,12 +346,22 @@ impl<'p, 'w> Draft<'p, 'w> {
         }
     }
 
-    /// All that the changes to the vm or host of the act saved.
-    fn saved_by(&self, act: Act) -> Rates {
-        let of_same = self.changes.iter().filter(|change| same_object(change.act, act));
-        of_same.fold(Rates::default(), |sum, change| sum + change.saved)
+    /// By vm and by host: the last change, and what all of them saved.
+    fn by_object(&self) -> (Vec<Total>, Vec<Total>) {
+        let (mut moved, mut switched) = (vec![None; self.problem.vms.len()], vec![None; self.problem.hosts.len()]);
+        for (ix, change) in self.changes.iter().enumerate() {
+            let total: &mut Total = match change.act {
+                Act::Migrate { vm, .. } => &mut moved[vm],
+                Act::PowerOn { host } | Act::PowerOff { host } => &mut switched[host],
+            };
+            *total = Some((ix, total.map_or(Rates::default(), |(_, saved)| saved) + change.saved));
+        }
+        (moved, switched)
     }
 }
+
+/// Index of the last change of a vm or host, and what all its changes saved.
+type Total = Option<(usize, Rates)>;
 
 pub(crate) fn is_up(problem: &Problem<'_>, host: HostIx) -> bool {
     problem.hosts[host].view.state == drover_model::world::HostState::Up
@@ -351,23 +378,5 @@ pub(crate) fn action(problem: &Problem<'_>, act: Act, earlier_moves: usize) -> A
         },
         Act::PowerOn { host } => Action::PowerOn { host: host_id(host) },
         Act::PowerOff { host } => Action::PowerOff { host: host_id(host) },
-    }
-}
-
-fn same_end(a: Act, b: Act) -> bool {
-    match (a, b) {
-        (Act::Migrate { vm: a, to: x, .. }, Act::Migrate { vm: b, to: y, .. }) => a == b && x == y,
-        (a, b) => a == b,
-    }
-}
-
-fn same_object(a: Act, b: Act) -> bool {
-    match (a, b) {
-        (Act::Migrate { vm: a, .. }, Act::Migrate { vm: b, .. }) => a == b,
-        (
-            Act::PowerOn { host: a } | Act::PowerOff { host: a },
-            Act::PowerOn { host: b } | Act::PowerOff { host: b },
-        ) => a == b,
-        _ => false,
     }
 }
