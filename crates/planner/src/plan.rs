@@ -4,12 +4,12 @@ use crate::cost;
 use crate::detect::{hot_hosts, relievable};
 use crate::predict::Predictor;
 use crate::problem::{Problem, State};
-use crate::search::consolidate::consolidate;
+use crate::search::consolidate::{consolidate, fatal_losses};
 use crate::search::evacuate::{Pressure, evacuate};
 use crate::search::relieve::{self, still_hot};
 use crate::search::wake::{self, relieve_hot, wake};
 use crate::search::{Act, Draft};
-use drover_model::plan::{Findings, Heat, HostPrediction, Plan, Prediction, Scenario, Timing};
+use drover_model::plan::{Findings, Heat, HostPrediction, Plan, Prediction, Scenario};
 use drover_model::world::{HostState, Movable, World};
 use drover_model::{MicroMoney, Ratio};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,12 +29,12 @@ pub fn plan(world: &World, findings: &Findings, predictor: &Predictor) -> Plan {
         Some(what) => what,
         None => {
             decide(&mut draft, findings, &heat);
+            keep_spare(&mut draft, &before);
             why(&draft, findings)
         }
     };
     let predicted = prediction(&draft, &before);
-    let (steps, rejected) = draft.finish();
-    let timing = Timing::default();
+    let (steps, rejected, timing) = draft.finish();
     Plan {
         parent: world.revision,
         made_at: world.now,
@@ -83,6 +83,14 @@ fn decide(draft: &mut Draft<'_, '_>, findings: &Findings, heat: &[Heat]) {
     };
     if draft.len() == 0 && calm {
         consolidate(draft, heat);
+    }
+}
+
+/// Gives all up if fewer hosts could be lost afterwards than before.
+fn keep_spare(draft: &mut Draft<'_, '_>, before: &State) {
+    let fatal = |state: &State| fatal_losses(draft.problem, state).count();
+    if draft.problem.policy().spare_hosts > 0 && draft.len() > 0 && fatal(&draft.state) > fatal(before) {
+        draft.roll_back(0);
     }
 }
 

@@ -121,9 +121,14 @@ fn receiver(draft: &Draft<'_, '_>, vm: VmIx, from: HostIx) -> Result<HostIx, (Ac
     }
 }
 
-/// Whether the vms of any one host would fit on the others, as full as those can be. Pinned vms can't be helped.
+/// Whether the vms of any one host would fit on the others, as full as those can be.
 fn survives_loss(problem: &Problem<'_>, state: &State) -> Result<(), String> {
-    for lost in (0..problem.hosts.len()).filter(|host| state.up[*host]) {
+    fatal_losses(problem, state).next().map_or(Ok(()), Err)
+}
+
+/// For each host that can't be lost, why not. Pinned vms can't be helped.
+pub(crate) fn fatal_losses(problem: &Problem<'_>, state: &State) -> impl Iterator<Item = String> {
+    (0..problem.hosts.len()).filter(|host| state.up[*host]).filter_map(move |lost| {
         let mut rest = state.clone();
         rest.up[lost] = false;
         let mut vms = state.on[lost].clone();
@@ -133,13 +138,13 @@ fn survives_loss(problem: &Problem<'_>, state: &State) -> Result<(), String> {
             match others.find(|to| rules::forbids(problem, &rest, vm, *to, Room::PASSING).is_none()) {
                 Some(to) => rest.shift(problem, vm, to),
                 None => {
-                    return Err(format!(
+                    return Some(format!(
                         "if {} failed, {} would find no room",
                         problem.hosts[lost].id, problem.vms[vm].id
                     ));
                 }
             }
         }
-    }
-    Ok(())
+        None
+    })
 }

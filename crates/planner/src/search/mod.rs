@@ -8,11 +8,11 @@ mod order;
 pub(crate) mod relieve;
 pub(crate) mod wake;
 
-use crate::cost::{self, MoveCost};
+use crate::cost;
 use crate::problem::{HostIx, Problem, State, VmIx};
 use crate::rules::Barrier;
-use drover_model::plan::{Action, Objection, Plan, Rejected, Step};
-use drover_model::{Bytes, MicroMoney, Millis};
+use drover_model::MicroMoney;
+use drover_model::plan::{Action, Objection, Plan, Rejected, Step, Timing};
 
 /// One step, by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,6 @@ struct DraftStep {
     reason: String,
     gain: MicroMoney,
     cost: MicroMoney,
-    duration: Millis,
 }
 
 pub(crate) struct Draft<'p, 'w> {
@@ -69,25 +68,23 @@ impl<'p, 'w> Draft<'p, 'w> {
     pub fn migrate(&mut self, vm: VmIx, to: HostIx, reason: String) {
         let Some(from) = self.state.at[vm] else { return };
         let gain = cost::gain_of_move(self.problem, &self.state, vm, to);
-        let MoveCost { duration, cost } = cost::of_move(self.problem, vm, to);
+        let cost = cost::of_move(self.problem, vm, to).cost;
         self.state.shift(self.problem, vm, to);
-        self.steps.push(DraftStep { act: Act::Migrate { vm, from, to }, reason, gain, cost, duration });
+        self.steps.push(DraftStep { act: Act::Migrate { vm, from, to }, reason, gain, cost });
     }
 
     pub fn power_on(&mut self, host: HostIx, reason: String) {
         let cost = self.problem.policy().money.power_cycle_price;
         let gain = MicroMoney::ZERO - self.powered(host) - cost;
-        let duration = self.problem.hosts[host].view.boot_time;
         self.state.up[host] = true;
-        self.steps.push(DraftStep { act: Act::PowerOn { host }, reason, gain, cost, duration });
+        self.steps.push(DraftStep { act: Act::PowerOn { host }, reason, gain, cost });
     }
 
     pub fn power_off(&mut self, host: HostIx, reason: String) {
         let cost = self.problem.policy().money.power_cycle_price;
         let gain = self.powered(host) - cost;
         self.state.up[host] = false;
-        // How long a shutdown takes nobody measures; nothing waits for it.
-        self.steps.push(DraftStep { act: Act::PowerOff { host }, reason, gain, cost, duration: Millis::ZERO });
+        self.steps.push(DraftStep { act: Act::PowerOff { host }, reason, gain, cost });
     }
 
     /// What it costs over the horizon that the host is on, as it is filled now.
@@ -122,10 +119,11 @@ impl<'p, 'w> Draft<'p, 'w> {
         }
     }
 
-    /// The steps with what each must wait for, and the alternatives that lost.
-    pub fn finish(mut self) -> (Vec<Step>, Vec<Rejected>) {
+    /// The steps with what each must wait for and when they go, the alternatives that lost, and when all is done.
+    pub fn finish(mut self) -> (Vec<Step>, Vec<Rejected>, Timing) {
         let acts: Vec<Act> = self.acts().collect();
         let mut after = order::after(self.problem, &acts);
+        let (slots, timing) = order::timed(self.problem, &acts, &after);
         let mut steps = Vec::with_capacity(acts.len());
         for (n, step) in self.steps.iter().enumerate() {
             let earlier = acts[..n].iter().filter(|act| is_move_of(**act, step.act)).count();
@@ -135,15 +133,15 @@ impl<'p, 'w> Draft<'p, 'w> {
                 reason: step.reason.clone(),
                 gain: step.gain,
                 cost: step.cost,
-                duration: step.duration,
-                start: Millis::ZERO,
-                bandwidth: Bytes::ZERO,
+                duration: slots[n].duration,
+                start: slots[n].start,
+                bandwidth: slots[n].bandwidth,
                 alternatives: Vec::new(),
             });
         }
         // An alternative that was taken later on did not lose.
         self.rejected.retain(|rejected| !steps.iter().any(|step| step.action == rejected.action));
-        (steps, self.rejected)
+        (steps, self.rejected, timing)
     }
 
     fn action(&self, act: Act, earlier_moves: usize) -> Action {

@@ -1,9 +1,58 @@
-//! What each step must wait for. The steps come in an order in which they are valid one by one; here only as much of
-//! it is kept as is needed for every order that `after` allows to be valid too, with several steps under way at once.
+//! What each step must wait for, and when it goes. The steps come in an order in which they are valid one by one; here
+//! only as much of it is kept as is needed for every order that `after` allows to be valid too, with several steps
+//! under way at once.
 
 use super::Act;
+use crate::predict::{Allowed, Features};
 use crate::problem::{HostIx, Problem, State, Sums};
+use crate::schedule::transition::{Kind, Slot, Timed, times};
+use crate::schedule::{Limits, Work};
+use drover_model::Bytes;
+use drover_model::plan::Timing;
 
+/// By step, when it goes.
+pub(super) fn timed(problem: &Problem<'_>, acts: &[Act], after: &[Vec<usize>]) -> (Vec<Slot>, Timing) {
+    let policy = problem.policy();
+    let limits = Limits {
+        per_host: policy.migration.per_host_max,
+        at_once: policy.migrations_at_once_max,
+        rate_max: policy.migration.bandwidth_max,
+    };
+    let timed = |(n, act): (usize, &Act)| Timed {
+        after: after[n].clone(),
+        inherent: after[n].iter().copied().filter(|m| is_inherent(acts[*m], *act)).collect(),
+        kind: kind(problem, *act),
+    };
+    times(&acts.iter().enumerate().map(timed).collect::<Vec<_>>(), &limits)
+}
+
+/// Whether no order could do without.
+fn is_inherent(earlier: Act, this: Act) -> bool {
+    match (earlier, this) {
+        (Act::Migrate { vm: other, .. }, Act::Migrate { vm, .. }) => other == vm,
+        (Act::PowerOn { .. }, _) | (_, Act::PowerOff { .. }) => true,
+        (_, Act::PowerOn { .. }) | (Act::PowerOff { .. }, _) => false,
+    }
+}
+
+fn kind(problem: &Problem<'_>, act: Act) -> Kind {
+    let (vm, from, to) = match act {
+        Act::Migrate { vm, from, to } => (vm, from, to),
+        Act::PowerOn { host } => return Kind::Switch { takes: problem.hosts[host].view.boot_time },
+        // How long a shutdown takes nobody measures; nothing waits for it.
+        Act::PowerOff { .. } => return Kind::Switch { takes: drover_model::Millis::ZERO },
+    };
+    let (source, destination, row) = (&problem.hosts[from], &problem.hosts[to], &problem.vms[vm]);
+    let features = Features::of_view(problem.world, row.id, row.view, source.id, destination.id);
+    let prediction = problem.predictor.choose(&features, &Allowed::by(&problem.policy().migration)).prediction;
+    let max = problem.policy().migration.host_bandwidth_max;
+    let carries = |host: HostIx| {
+        let known = problem.hosts[host].view.link.into_iter().chain((max > Bytes::ZERO).then_some(max)).min();
+        known.unwrap_or_else(|| problem.predictor.link_speed(source.id, destination.id))
+    };
+    let work = Work::of(&features, &prediction);
+    Kind::Move { from, to, out: carries(from), into: carries(to), work }
+}
 /// By step: the earlier steps that must have succeeded.
 ///
 /// A host that could hold all it ever gets without letting anything go makes nobody wait. On any other, an
