@@ -8,6 +8,7 @@
 
 use crate::predict::{Allowed, Features};
 use crate::problem::{HostIx, Problem, State, Sums, VmIx};
+use crate::schedule::Work;
 use drover_model::{Bytes, CpuMillis, MicroMoney, MicroMoneyPerHour, Millis};
 use std::ops::{Add, Sub};
 
@@ -60,6 +61,8 @@ pub(crate) fn pays(problem: &Problem<'_>, saved: Rates, cost: MicroMoney) -> boo
 pub(crate) struct MoveCost {
     pub duration: Millis,
     pub cost: MicroMoney,
+    /// What there is to send, for the schedule.
+    pub work: Work,
 }
 
 /// As the predictor sees it, the way the move would be made. Its time is the expected one; it is paid for at the upper
@@ -95,7 +98,11 @@ fn predicted(problem: &Problem<'_>, vm: VmIx, to: HostIx) -> MoveCost {
     let cost = sent_gib * price.transfer_price.0 as f64
         + prediction.downtime.high.as_secs() * price.downtime_price.0 as f64
         + slowed_core_hours * price.slowness_price.0 as f64;
-    MoveCost { duration: prediction.total.expected, cost: MicroMoney((cost.ceil() as i64).max(1)) }
+    MoveCost {
+        duration: prediction.total.expected,
+        cost: MicroMoney((cost.ceil() as i64).max(1)),
+        work: Work::of(&features, &prediction),
+    }
 }
 
 /// Of a powered host that carries `sums`.

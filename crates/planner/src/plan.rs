@@ -11,11 +11,13 @@ use crate::search::repair::{broken, repair};
 use crate::search::wake::{self, relieve_hot, wake};
 use crate::search::{Draft, Finished, spare};
 use crate::{bound, cost};
-use drover_model::plan::{Action, Findings, Heat, HostPrediction, Plan, Prediction, Scenario, Step, Timing};
+use drover_model::plan::{Action, Findings, Heat, HostPrediction, Plan, Prediction, Scenario, Step};
 use drover_model::world::{HostState, Movable, World};
 use drover_model::{MicroMoney, Ratio};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Changes that are taken back one at a time for want of spare room; of more, half at once.
+const SPARE_CHECKS_MAX: usize = 64;
 /// Names in one list of a sentence.
 const NAMED_MAX: usize = 8;
 /// Rounds of all tactics but saving; each needs to have added a step for another to follow, since one host's relief
@@ -54,10 +56,9 @@ pub fn plan_within(world: &World, findings: &Findings, predictor: &Predictor, ef
         decide(&mut draft, findings, &heat);
     }
     let hot = draft.hot.clone();
-    let Finished { steps, rejected, moving_cost, state } = draft.finish();
+    let Finished { steps, rejected, moving_cost, timing, state } = draft.finish(&before);
     let why = under_way.unwrap_or_else(|| why(&problem, &hot, (&before, &state), &steps, findings));
     let predicted = prediction(&problem, (&before, &state), &steps, moving_cost);
-    let timing = Timing::default();
     Plan {
         parent: world.revision,
         made_at: world.now,
@@ -84,14 +85,20 @@ fn under_way(problem: &Problem<'_>) -> Option<String> {
 }
 
 fn decide(draft: &mut Draft<'_, '_>, findings: &Findings, heat: &[Heat]) {
+    let lost_before = spare::homeless(draft.problem, &draft.state);
+    let keeping = |draft: &mut Draft<'_, '_>, tactic: &dyn Fn(&mut Draft<'_, '_>)| {
+        let mark = draft.len();
+        tactic(draft);
+        keep_spare(draft, mark, &lost_before);
+    };
     for _ in 0..ROUNDS_MAX {
         let mark = draft.len();
-        repair(draft);
-        evacuate(draft, Pressure::Usual);
-        keeping_spare(draft, relieve_hot);
-        wake(draft);
-        evacuate(draft, Pressure::LastResort);
-        keeping_spare(draft, |draft| {
+        keeping(draft, &repair);
+        keeping(draft, &|draft| evacuate(draft, Pressure::Usual));
+        keeping(draft, &relieve_hot);
+        keeping(draft, &wake);
+        keeping(draft, &|draft| evacuate(draft, Pressure::LastResort));
+        keeping(draft, &|draft| {
             wake::spread(draft);
             for host in draft.hot.clone() {
                 if still_hot(draft.problem, &draft.state, host) {
@@ -110,17 +117,14 @@ fn decide(draft: &mut Draft<'_, '_>, findings: &Findings, heat: &[Heat]) {
     if draft.is_empty() && calm {
         consolidate(draft, heat, usize::MAX);
     }
-    keeping_spare(draft, improve);
+    keeping(draft, &improve);
 }
 
-/// What the tactic does is kept as far as no more hosts than before could not be lost.
-fn keeping_spare(draft: &mut Draft<'_, '_>, tactic: impl Fn(&mut Draft<'_, '_>)) {
-    let before = spare::homeless(draft.problem, &draft.state);
-    let mark = draft.len();
-    tactic(draft);
+/// Takes back what was done since `mark`, the last first, until no host that could be lost before can't be lost any more.
+fn keep_spare(draft: &mut Draft<'_, '_>, mark: usize, before: &[(usize, usize)]) {
     let mut kept = draft.len() - mark;
-    while kept > 0 && spare::worse(draft.problem, &draft.state, &before).is_some() {
-        kept /= 2;
+    while kept > 0 && spare::worse(draft.problem, &draft.state, before).is_some() {
+        kept = if kept > SPARE_CHECKS_MAX { kept / 2 } else { kept - 1 };
         draft.roll_back(mark + kept);
     }
 }

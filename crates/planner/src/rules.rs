@@ -113,9 +113,6 @@ impl Room {
         let hot_above = problem.policy().hot_above;
         Self { cpu: hot_above, resident: hot_above, alone }
     }
-
-    /// For a vm that passes through, or until its exchange partner has left.
-    pub const PASSING: Self = Self { cpu: Ratio(1.0), resident: Ratio(1.0), alone: false };
 }
 
 /// What no load and no time changes: pins, networks, rules that name hosts, a vm larger than the host.

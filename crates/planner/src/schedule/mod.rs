@@ -80,7 +80,8 @@ impl Work {
     /// Alone at `rate` bytes per second; `None` at 0.
     pub fn duration(&self, rate: Bytes) -> Option<Millis> {
         let copy_s = self.bytes.0 as f64 / course::speed(rate.0 as f64, self.dirtied.0 as f64);
-        (rate > Bytes::ZERO).then(|| self.fixed + Millis((copy_s * 1000.0).ceil() as u64))
+        // Bytes are whole ones: what that adds to a millisecond is less than a microsecond.
+        (rate > Bytes::ZERO).then(|| self.fixed + Millis((copy_s * 1000.0 - 1e-3).ceil().max(0.0) as u64))
     }
 }
 

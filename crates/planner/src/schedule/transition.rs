@@ -47,7 +47,7 @@ use super::{Limits, Link, Work};
 use drover_model::placement::Scope;
 use drover_model::plan::Timing;
 use drover_model::{Bytes, Millis};
-pub(crate) use times::{Timed, times};
+use times::{Timed, times};
 
 /// What is left out is tried again this often before nothing may pass through third hosts any more.
 const ROUNDS_MAX: usize = 4;

@@ -12,7 +12,6 @@ pub(crate) mod consolidate;
 pub(crate) mod evacuate;
 pub(crate) mod exchange;
 pub(crate) mod improve;
-mod order;
 mod reason;
 pub(crate) mod relieve;
 pub(crate) mod repair;
@@ -24,11 +23,11 @@ pub(crate) mod wake;
 pub(crate) use reason::{Asked, Reason};
 pub(crate) use targets::Seek;
 
-use crate::cost::{self, MoveCost, Rates};
+use crate::cost::{self, Rates};
 use crate::problem::{HostIx, Problem, State, VmIx};
 use crate::rules::{self, Barrier};
-use drover_model::plan::{Action, Objection, Plan, Rejected, Step};
-use drover_model::{Bytes, MicroMoney, Millis};
+use drover_model::plan::{Action, Objection, Plan, Rejected, Step, Timing};
+use drover_model::{MicroMoney, Millis};
 use targets::Targets;
 
 /// Of the horizon, what voluntary moves may take.
@@ -75,6 +74,7 @@ pub(crate) struct Finished {
     pub steps: Vec<Step>,
     pub rejected: Vec<Rejected>,
     pub moving_cost: MicroMoney,
+    pub timing: Timing,
     /// After the steps.
     pub state: State,
 }
@@ -88,7 +88,19 @@ impl<'p, 'w> Draft<'p, 'w> {
             is_hot[*host] = true;
         }
         let free_moves = vec![0; problem.hosts.len()];
-        Self { problem, state, hot, is_hot, free_moves, busy: Millis::ZERO, changes, targets, rejected, left: evaluations, moves: 0 }
+        Self {
+            problem,
+            state,
+            hot,
+            is_hot,
+            free_moves,
+            busy: Millis::ZERO,
+            changes,
+            targets,
+            rejected,
+            left: evaluations,
+            moves: 0,
+        }
     }
 
     /// How many changes were made; [`Draft::roll_back`] takes it.
@@ -261,9 +273,8 @@ impl<'p, 'w> Draft<'p, 'w> {
     }
 
     /// The steps in an order in which they can be made, and the alternatives that lost.
-    pub fn finish(mut self) -> Finished {
-        let acts = self.acts();
-        let ordered = sequence::order(self.problem, acts);
+    pub fn finish(mut self, before: &State) -> Finished {
+        let ordered = sequence::order(self.problem, before, &self.state, &self.acts());
         for act in &ordered.dropped {
             match *act {
                 Act::Migrate { vm, from, to } => self.shift(vm, to, from),
@@ -271,43 +282,41 @@ impl<'p, 'w> Draft<'p, 'w> {
                 Act::PowerOff { host } => self.switch(host, true),
             }
         }
-        let mut after = ordered.after;
-        let mut steps = Vec::with_capacity(ordered.acts.len());
+        let mut steps = Vec::with_capacity(ordered.steps.len());
         let mut moving_cost = MicroMoney::ZERO;
         let (moved, switched) = self.by_object();
         let mut made = vec![0_usize; self.problem.vms.len()];
-        for (n, act) in ordered.acts.iter().enumerate() {
-            let totals = match *act {
-                // A stop on the way is nobody's aim.
-                Act::Migrate { vm, to, .. } => moved[vm].filter(|_| self.state.at[vm] == Some(to)),
+        for step in ordered.steps {
+            let totals = match step.act {
+                Act::Migrate { vm, .. } => moved[vm].filter(|_| !step.passes),
                 Act::PowerOn { host } | Act::PowerOff { host } => switched[host],
             };
             let change = totals.map(|(last, _)| &self.changes[last]);
-            let earlier = match *act {
+            let earlier = match step.act {
                 Act::Migrate { vm, .. } => {
                     made[vm] += 1;
                     made[vm] - 1
                 }
                 Act::PowerOn { .. } | Act::PowerOff { .. } => 0,
             };
-            let MoveCost { duration, cost } = self.priced(*act);
+            let cost = self.cost_of(step.act);
             moving_cost += cost;
             let saved = totals.map_or(Rates::default(), |(_, saved)| saved);
             steps.push(Step {
-                after: std::mem::take(&mut after[n]),
-                action: action(self.problem, *act, earlier),
+                after: step.after,
+                action: action(self.problem, step.act, earlier),
                 reason: change.map_or(Reason::Pass, |change| change.reason).text(self.problem),
                 gain: saved.over(self.problem) - cost,
                 cost,
-                duration,
-                start: Millis::ZERO,
-                bandwidth: Bytes::ZERO,
+                duration: step.duration,
+                start: step.start,
+                bandwidth: step.bandwidth,
                 alternatives: change.map_or_else(Vec::new, |change| change.alternatives.clone()),
             });
         }
         // An alternative that was taken later on did not lose.
         self.rejected.retain(|rejected| !steps.iter().any(|step| step.action == rejected.action));
-        Finished { steps, rejected: self.rejected, moving_cost, state: self.state }
+        Finished { steps, rejected: self.rejected, moving_cost, timing: ordered.timing, state: self.state }
     }
 
     /// What is different in the end, in the order in which it came about.
@@ -334,15 +343,10 @@ impl<'p, 'w> Draft<'p, 'w> {
         acts
     }
 
-    fn priced(&self, act: Act) -> MoveCost {
+    fn cost_of(&self, act: Act) -> MicroMoney {
         match act {
-            Act::Migrate { vm, to, .. } => cost::of_move(self.problem, vm, to),
-            Act::PowerOn { host } => {
-                let row = &self.problem.hosts[host];
-                MoveCost { duration: row.view.boot_time, cost: row.cycle_price }
-            }
-            // How long a shutdown takes nobody measures; nothing waits for it.
-            Act::PowerOff { host } => MoveCost { duration: Millis::ZERO, cost: self.problem.hosts[host].cycle_price },
+            Act::Migrate { vm, to, .. } => cost::of_move(self.problem, vm, to).cost,
+            Act::PowerOn { host } | Act::PowerOff { host } => self.problem.hosts[host].cycle_price,
         }
     }
 

@@ -122,11 +122,7 @@ fn lost(problem: &Problem<'_>, state: &State, free: &mut Free, hosts: &[HostIx])
 
 /// Why the state keeps too little room, compared with losses that could not be taken before; `None` if it is no worse.
 pub(crate) fn worse(problem: &Problem<'_>, state: &State, before: &[(HostIx, VmIx)]) -> Option<String> {
-    let now = homeless(problem, state);
-    if now.len() <= before.len() {
-        return None;
-    }
-    let new = now.iter().find(|(host, _)| !before.iter().any(|(known, _)| known == host)).or(now.first())?;
+    let new = homeless(problem, state).into_iter().find(|(host, _)| !before.iter().any(|(known, _)| known == host))?;
     Some(format!("if {} failed, {} would find no room", problem.hosts[new.0].id, problem.vms[new.1].id))
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct Timed {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
-    /// Between hosts by index, whose links carry so much.
+    /// Between hosts by index, whose links carry so much; if steps disagree, the most any of them says.
     Move {
         from: usize,
         to: usize,
@@ -63,7 +63,8 @@ fn problem(steps: &[Timed], limits: &Limits) -> Problem {
     let task = |step: &Timed| {
         let mut task = match step.kind {
             Kind::Move { from, to, out: leaves, into: comes, work } => {
-                (out[from], into[to]) = (leaves.0 as f64, comes.0 as f64);
+                out[from] = f64::max(out[from], leaves.0 as f64);
+                into[to] = f64::max(into[to], comes.0 as f64);
                 Task::whole(&work, from, to, best(leaves, comes, limits).0 as f64)
             }
             Kind::Switch { takes } => Task::switch(takes),
@@ -144,7 +145,8 @@ impl<'s> Player<'s> {
                 player.behind[*first].push(ix);
             }
             if let Kind::Move { from, to, out, into, .. } = step.kind {
-                (player.out[from], player.into[to]) = (out, into);
+                player.out[from] = player.out[from].max(out);
+                player.into[to] = player.into[to].max(into);
             }
         }
         for ix in (0..count).rev() {
