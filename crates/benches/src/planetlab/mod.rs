@@ -13,6 +13,7 @@ mod day;
 mod figures;
 mod kinds;
 mod metrics;
+mod ours;
 mod policy;
 mod share;
 mod world;
@@ -22,6 +23,7 @@ use anyhow::Result;
 use baseline::{Baseline, Detector, Selection, Variant, first_fit, least_power};
 use day::Day;
 use figures::{Figures, Row};
+use ours::Ours;
 use policy::{Policy, Stay, drive};
 use std::path::PathBuf;
 
@@ -81,6 +83,7 @@ fn policies() -> Vec<(First, Box<dyn Policy>)> {
             all.push((First::LeastPower(variant), Box::new(Baseline { detector, selection, variant })));
         }
     }
+    all.push((First::LeastPower(Variant::WakingCosts), Box::new(Ours)));
     all
 }
 
