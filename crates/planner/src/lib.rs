@@ -16,7 +16,7 @@ mod apply;
 mod checker;
 mod cost;
 mod detect;
-mod forecast;
+pub mod forecast;
 mod place;
 mod plan;
 pub mod predict;
