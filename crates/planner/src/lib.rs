@@ -17,6 +17,7 @@ mod checker;
 mod cost;
 mod detect;
 pub mod forecast;
+pub mod pattern;
 mod place;
 mod plan;
 pub mod predict;
