@@ -4,8 +4,12 @@
 //! bar that is missed is said and is no failure. Exit status 2: an input is not there.
 
 mod io;
+mod pingpong;
 mod prediction;
+mod random;
+mod scale;
 mod schedule;
+mod worlds;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -21,8 +25,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    /// Whether vms are sent to and fro in a week of noisy load.
+    Pingpong(pingpong::Args),
     /// How far predicted migration times are from real ones, on instances held back.
     Prediction(prediction::Args),
+    /// What a round costs as clusters grow.
+    Scale(scale::Args),
     /// How near the end of many migrations is to what no order can beat, and how long planning them takes.
     Schedule(schedule::Args),
 }
@@ -42,7 +50,9 @@ fn main() -> ExitCode {
 
 fn dispatch(bench: &Bench) -> Result<()> {
     match bench {
+        Bench::Pingpong(args) => pingpong::run(args),
         Bench::Prediction(args) => prediction::run(args),
+        Bench::Scale(args) => scale::run(args),
         Bench::Schedule(args) => schedule::run(args),
     }
 }

@@ -2,12 +2,13 @@
 
 use super::recording::{Point, Recording};
 use super::report::{Moment, Move, Report};
-use drover_model::load::{HostSample, VmSample, Window};
+use drover_model::load::{DailyPattern, HostSample, VmSample, Window};
 use drover_model::plan::{Action, Plan, Step};
 use drover_model::policy::PowerCurve;
 use drover_model::world::{HostState, HostView, Movable, VmView, World};
 use drover_model::{Bytes, CpuMillis, HostId, MicroMoney, Millis, Ratio, TimeMs, VmId};
 use drover_planner as planner;
+use drover_planner::pattern::Learner;
 use drover_planner::predict::Predictor;
 use std::collections::BTreeMap;
 
@@ -22,6 +23,8 @@ pub struct Replay<'r> {
     recording: &'r Recording,
     /// What vms want now, and what those without a recording want all the time.
     wants: BTreeMap<VmId, Point>,
+    /// Of the daily patterns, as the server learns them.
+    learners: BTreeMap<VmId, Learner>,
     predictor: Predictor,
     /// Steps of the recording that have begun.
     begun: usize,
@@ -72,6 +75,7 @@ impl<'r> Replay<'r> {
             world,
             recording,
             wants,
+            learners: BTreeMap::new(),
             predictor: Predictor::new(),
             begun: 0,
             work: None,
@@ -128,6 +132,7 @@ impl<'r> Replay<'r> {
             }
         }
         let flows = self.flows();
+        let at_slot_end = now.0 % DailyPattern::SLOT.0 < self.recording.step.0;
         let mut sums: BTreeMap<HostId, HostSample> = BTreeMap::new();
         for (id, vm) in &mut self.world.vms {
             let Some((host, flow)) = vm.host.as_ref().and_then(|host| Some((host, flows.get(host)?))) else { continue };
@@ -143,6 +148,12 @@ impl<'r> Replay<'r> {
                 dirty_rate: None,
             };
             vm.load.push(now, sample);
+            let learner = self.learners.entry(id.clone()).or_default();
+            learner.take(now, want.cpu);
+            // Until a day has been seen, what the world came with stands.
+            if at_slot_end && learner.explained().is_some() {
+                vm.pattern = learner.pattern();
+            }
             let sum = sums.entry(host.clone()).or_insert(NOTHING);
             sum.cpu_used += sample.cpu_used;
             sum.cpu_wanted += sample.cpu_wanted;
