@@ -3,6 +3,7 @@
 use crate::{Bytes, CpuMillis, Millis, Ratio, TimeMs};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// One second of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -71,35 +72,41 @@ impl DailyPattern {
     }
 }
 
-/// The last samples of one series, oldest first, at most [`Window::SAMPLES_MAX`].
+/// What windows are made of.
+pub trait Sample: Clone {
+    /// So many are kept.
+    const KEPT_MAX: usize;
+}
+
+impl Sample for HostSample {
+    /// Two minutes at one sample a second, for the evidence that a host is cold.
+    const KEPT_MAX: usize = Window::<Self>::SAMPLES_MAX;
+}
+
+impl Sample for VmSample {
+    /// Twice what a forecast looks at: there are many vms.
+    const KEPT_MAX: usize = 64;
+}
+
+/// The last samples of one series, oldest first, at most [`Sample::KEPT_MAX`]. A clone shares them until either takes one
+/// in: worlds are made from what the cluster keeps, again and again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Window<T> {
-    samples: VecDeque<(TimeMs, T)>,
+    samples: Arc<VecDeque<(TimeMs, T)>>,
 }
 
 impl<T> Default for Window<T> {
     fn default() -> Self {
-        Self { samples: VecDeque::new() }
+        Self { samples: Arc::default() }
     }
 }
 
 impl<T> Window<T> {
-    /// Two minutes at one sample a second.
+    /// No series keeps more.
     pub const SAMPLES_MAX: usize = 120;
 
-    /// Takes a sample in. One that is not newer than the last is dropped: reports can be re-sent.
-    pub fn push(&mut self, at: TimeMs, sample: T) {
-        if self.samples.back().is_some_and(|(last, _)| *last >= at) {
-            return;
-        }
-        if self.samples.len() == Self::SAMPLES_MAX {
-            self.samples.pop_front();
-        }
-        self.samples.push_back((at, sample));
-    }
-
     pub fn clear(&mut self) {
-        self.samples.clear();
+        self.samples = Arc::default();
     }
 
     pub fn len(&self) -> usize {
@@ -120,7 +127,21 @@ impl<T> Window<T> {
     }
 }
 
-impl<T> FromIterator<(TimeMs, T)> for Window<T> {
+impl<T: Sample> Window<T> {
+    /// Takes a sample in. One that is not newer than the last is dropped: reports can be re-sent.
+    pub fn push(&mut self, at: TimeMs, sample: T) {
+        if self.samples.back().is_some_and(|(last, _)| *last >= at) {
+            return;
+        }
+        let samples = Arc::make_mut(&mut self.samples);
+        if samples.len() == T::KEPT_MAX {
+            samples.pop_front();
+        }
+        samples.push_back((at, sample));
+    }
+}
+
+impl<T: Sample> FromIterator<(TimeMs, T)> for Window<T> {
     fn from_iter<I: IntoIterator<Item = (TimeMs, T)>>(items: I) -> Self {
         let mut window = Self::default();
         for (at, sample) in items {
@@ -134,15 +155,27 @@ impl<T> FromIterator<(TimeMs, T)> for Window<T> {
 mod tests {
     use super::*;
 
+    impl Sample for u64 {
+        const KEPT_MAX: usize = 100;
+    }
+
     #[test]
     fn a_window_is_bounded_and_ordered() {
         let mut window = Window::default();
-        for n in 0..(Window::<u64>::SAMPLES_MAX as u64 + 10) {
+        for n in 0..110 {
             window.push(TimeMs(n), n);
         }
         window.push(TimeMs(3), 3);
-        assert_eq!(window.len(), Window::<u64>::SAMPLES_MAX);
+        assert_eq!(window.len(), 100);
         assert_eq!(window.iter().next(), Some(&(TimeMs(10), 10)));
-        assert_eq!(window.last(), Some(&(TimeMs(129), 129)));
+        assert_eq!(window.last(), Some(&(TimeMs(109), 109)));
+    }
+
+    #[test]
+    fn a_clone_keeps_what_it_saw() {
+        let mut window = Window::from_iter([(TimeMs(1), 1)]);
+        let seen = window.clone();
+        window.push(TimeMs(2), 2);
+        assert_eq!((seen.len(), window.len()), (1, 2));
     }
 }

@@ -12,7 +12,7 @@ pub(crate) use placement::{Kind, Placement, RuleIx};
 pub(crate) use state::State;
 
 use crate::cost::MoveCost;
-use crate::forecast::{self, forecast, normal_quantile};
+use crate::forecast::{host_memory, normal_quantile, stale_after, vm_demand};
 use crate::predict::Predictor;
 use drover_model::load::{HostSample, VmSample};
 use drover_model::plan::{Findings, Heat};
@@ -241,7 +241,7 @@ impl<'w> Problem<'w> {
             if !vm.measured || vm.samples == 0 || !vm.host.is_some_and(known) {
                 continue;
             }
-            if let Some(f) = vm_forecast(self.world, vm.view, ahead) {
+            if let Some(f) = vm_demand(self.world, vm.view, ahead) {
                 sums.mean += f.mean;
                 sums.variance += f.variance;
             }
@@ -251,12 +251,8 @@ impl<'w> Problem<'w> {
 }
 
 fn host_row<'w>(world: &World, id: &'w HostId, view: &'w HostView) -> HostRow<'w> {
-    let series = |value: fn(&HostSample) -> u64| {
-        let samples = view.load.iter().rev().map(|(at, sample)| (*at, value(sample)));
-        forecast(world.now, world.policy.forecast_ahead, samples, u64::MAX)
-    };
     let up = view.state == HostState::Up && view.capacity.is_some();
-    let memory_used = if up { series(|sample| sample.memory_used.0).map(|f| f.mean) } else { None };
+    let memory_used = if up { host_memory(world, view, world.policy.forecast_ahead).map(|f| f.mean) } else { None };
     let price = &world.policy.money;
     HostRow {
         id,
@@ -272,12 +268,6 @@ fn host_row<'w>(world: &World, id: &'w HostId, view: &'w HostView) -> HostRow<'w
     }
 }
 
-/// Of a vm's processor demand.
-fn vm_forecast(world: &World, view: &VmView, ahead: Millis) -> Option<forecast::Forecast> {
-    let samples = view.load.iter().rev().map(|(at, sample)| (*at, sample.cpu_wanted.0));
-    forecast(world.now, ahead, samples, u64::from(view.vcpus) * CpuMillis::CORE.0)
-}
-
 fn vm_row<'w>(
     world: &World,
     id: &'w VmId,
@@ -286,7 +276,7 @@ fn vm_row<'w>(
     hosts: &[HostRow<'_>],
 ) -> VmRow<'w> {
     let host = view.host.as_ref().and_then(|host| index.get(host).copied());
-    let forecast = vm_forecast(world, view, world.policy.forecast_ahead);
+    let forecast = vm_demand(world, view, world.policy.forecast_ahead);
     let dark = host.is_some_and(|host| !hosts[host].load_known);
     let per_vcpu = if dark { DARK_VM_MILLIS_PER_VCPU } else { FRESH_VM_MILLIS_PER_VCPU };
     let largest = |value: fn(&VmSample) -> u64| {
@@ -329,10 +319,10 @@ fn vm_row<'w>(
 
 impl HostRow<'_> {
     /// Samples in a row, newest first, that are recent enough to be evidence.
-    pub fn evidence(&self, now: TimeMs) -> impl Iterator<Item = &(TimeMs, HostSample)> {
-        let mut after = now;
+    pub fn evidence(&self, world: &World) -> impl Iterator<Item = &(TimeMs, HostSample)> {
+        let (mut after, stale_after) = (world.now, stale_after(world));
         self.view.load.iter().rev().take_while(move |(at, _)| {
-            let joined = after.since(*at) <= forecast::STALE_AFTER;
+            let joined = after.since(*at) <= stale_after;
             after = *at;
             joined
         })

@@ -9,7 +9,7 @@
 mod baseline;
 mod bound;
 mod checks;
-mod day;
+pub mod day;
 mod figures;
 mod kinds;
 mod metrics;

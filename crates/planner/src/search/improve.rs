@@ -53,7 +53,7 @@ fn waits(problem: &Problem<'_>, draft: &Draft<'_, '_>, host: HostIx) -> bool {
             || sample.net_rx.max(sample.net_tx).ratio_of(Bytes(row.link)) > fill_to
     };
     super::relieve::exceeds(problem, &draft.state, host, fill_to)
-        && row.evidence(problem.world.now).take(n as usize).filter(|(_, sample)| full(sample)).count() >= k as usize
+        && row.evidence(problem.world).take(n as usize).filter(|(_, sample)| full(sample)).count() >= k as usize
 }
 
 fn one_move(draft: &mut Draft<'_, '_>, host: HostIx) -> bool {
