@@ -474,7 +474,8 @@ proptest! {
     }
 }
 
-/// Too few orders would be tried where everything is stuck, and too few passes where there is always room.
+/// Otherwise the orders above would show little. What is stuck here mostly has not a MiB to turn in, or a rule that counts
+/// hosts and has none to spare.
 #[test]
 fn most_of_what_is_asked_for_is_ordered_and_some_of_it_through_third_hosts() {
     use proptest::strategy::ValueTree;
@@ -489,7 +490,7 @@ fn most_of_what_is_asked_for_is_ordered_and_some_of_it_through_third_hosts() {
         waits += order.steps.iter().filter(|step| !step.after.is_empty()).count();
     }
     assert!(
-        stuck * 20 < moves && passes > 50 && waits > 300,
+        stuck * 5 < moves && passes > 20 && waits > 800,
         "{moves} moves, {stuck} stuck, {passes} passes, {waits} wait"
     );
 }
