@@ -7,8 +7,8 @@ use drover_model::placement::Scope;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Hosts with most room that a vm is tried on to let others pass, before all are.
-const NEAR_TRIES: usize = 32;
+/// Hosts with this share of the room of the one with most serve alike for vms to pass through.
+const ALIKE_SHARE_OF: u64 = 2;
 /// More vms than any host has; one that must be alone takes as many places.
 const ALONE: u64 = 1 << 32;
 /// Figures of a host: those of `Load`, and how many vms it has.
@@ -338,6 +338,9 @@ impl<'t> Ordering<'t> {
         };
         let mut thirds: Vec<usize> = (0..wanted.hosts.len()).filter(receives).collect();
         thirds.sort_by_key(|host| (Reverse(self.rooms[*host][1].free()), *host));
+        let room = |host: &usize| self.rooms[*host][1].free();
+        let most = thirds.first().map_or(0, room);
+        let alike = thirds.partition_point(|host| room(host) >= most / ALIKE_SHARE_OF);
         let mut any = 0;
         for of in candidates {
             if self.over[of] || (helps && !self.makes_room(of)) {
@@ -354,8 +357,7 @@ impl<'t> Ordering<'t> {
                     && may_pass(of, host)
             };
             // Each begins at another host, so that they do not wait for each other there.
-            let near = thirds.len().min(NEAR_TRIES);
-            let mut turned = (0..near).map(|n| thirds[(any + n) % near]).chain(thirds[near..].iter().copied());
+            let mut turned = (0..alike).map(|n| thirds[(any + n) % alike]).chain(thirds[alike..].iter().copied());
             if let Some(third) = turned.find(|host| suits(*host)) {
                 self.make(of, third, true);
                 self.go_on();
