@@ -1,4 +1,7 @@
-//! `schedule`: evacuations made up from a seed. How near the last end is to the bound, and how long planning takes.
+//! `schedule`: evacuations made up from a seed, and transitions full of circles. How near the last end is to the bound,
+//! and how long planning takes.
+
+mod transitions;
 
 use crate::io;
 use crate::random::Random;
@@ -31,6 +34,7 @@ struct Figures {
     bench: &'static str,
     seed: u64,
     rows: Vec<Row>,
+    transitions: Vec<transitions::Row>,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,7 +69,8 @@ pub fn run(args: &Args) -> Result<()> {
             row.planning_ms_max
         );
     }
-    io::write_json(args.json.as_deref(), &Figures { bench: "schedule", seed: args.seed, rows })
+    let transitions = transitions::run()?;
+    io::write_json(args.json.as_deref(), &Figures { bench: "schedule", seed: args.seed, rows, transitions })
 }
 
 fn row(seed: u64, (emptied, taking, count): (usize, usize, usize)) -> Row {

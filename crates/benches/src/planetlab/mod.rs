@@ -15,6 +15,7 @@ mod kinds;
 mod metrics;
 mod ours;
 mod policy;
+mod product;
 mod share;
 mod world;
 
@@ -84,6 +85,7 @@ fn policies() -> Vec<(First, Box<dyn Policy>)> {
         }
     }
     all.push((First::LeastPower(Variant::WakingCosts), Box::new(Ours)));
+    all.push((First::LeastPower(Variant::WakingCosts), Box::new(product::Product::new())));
     all
 }
 

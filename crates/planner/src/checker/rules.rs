@@ -91,8 +91,7 @@ pub(super) fn vms_stay_together(replay: &Replay<'_>, violations: &mut Vec<Violat
     }
 }
 
-/// A host counts from the first that comes until the last has left. One that is left and comes into use again counts
-/// all the time.
+/// A host counts from the first that comes until the last has left.
 pub(super) fn hosts_of_a_set_are_not_too_many(replay: &Replay<'_>, violations: &mut Vec<Violation>) {
     for (rule, members) in &replay.rules {
         let RuleKind::HostsMax { count } = rule.kind else { continue };
@@ -100,13 +99,14 @@ pub(super) fn hosts_of_a_set_are_not_too_many(replay: &Replay<'_>, violations: &
         for (host, stay) in members.iter().flat_map(|vm| replay.journey(*vm)) {
             used.entry(host).or_default().push(stay);
         }
-        let is_new = |stays: &Vec<Stay>| stays.iter().all(|stay| stay.arrives.is_some());
-        let before = used.values().filter(|stays| !is_new(stays)).count() as u64;
+        let spells: Vec<Vec<Stay>> = used.into_values().flat_map(|stays| spells(replay, stays)).collect();
+        let is_new = |stays: &&Vec<Stay>| stays.iter().all(|stay| stay.arrives.is_some());
+        let before = spells.iter().filter(|stays| !is_new(stays)).count() as u64;
         // By host that comes into use, its arrivals; by one that falls out of use, its departures.
         let arrivals = |stays: &Vec<Stay>| stays.iter().filter_map(|stay| stay.arrives).collect::<Vec<usize>>();
-        let gains: Vec<Vec<usize>> = used.values().filter(|stays| is_new(stays)).map(arrivals).collect();
+        let gains: Vec<Vec<usize>> = spells.iter().filter(is_new).map(arrivals).collect();
         let departures = |stays: &Vec<Stay>| stays.iter().map(|stay| stay.leaves).collect::<Option<Vec<usize>>>();
-        let losses: Vec<Vec<usize>> = used.values().filter_map(departures).collect();
+        let losses: Vec<Vec<usize>> = spells.iter().filter_map(departures).collect();
         let brings = |gain: &Vec<usize>, loss: &Vec<usize>| {
             gain.iter().all(|by| loss.iter().all(|step| replay.reach.done(Some(*step), *by)))
         };
@@ -121,6 +121,22 @@ pub(super) fn hosts_of_a_set_are_not_too_many(replay: &Replay<'_>, violations: &
             found(violations, *step, problem);
         }
     }
+}
+
+/// A host's stays by the times in which it is in use: one is over when all have left for certain before the next comes.
+fn spells(replay: &Replay<'_>, mut stays: Vec<Stay>) -> Vec<Vec<Stay>> {
+    stays.sort_by_key(|stay| stay.arrives);
+    let mut spells: Vec<Vec<Stay>> = Vec::new();
+    for stay in stays {
+        let over = |last: &Vec<Stay>| {
+            last.iter().all(|other| stay.arrives.is_some_and(|at| replay.reach.done(other.leaves, at)))
+        };
+        match spells.last_mut().filter(|last| !over(last)) {
+            Some(last) => last.push(stay),
+            None => spells.push(vec![stay]),
+        }
+    }
+    spells
 }
 
 /// The vm's stays, those that follow each other in one domain as one.

@@ -47,10 +47,13 @@ use super::{Limits, Link, Work};
 use drover_model::placement::Scope;
 use drover_model::plan::Timing;
 use drover_model::{Bytes, Millis};
-use times::{Timed, times};
+use std::collections::BTreeSet;
+pub(crate) use times::{Timed, times};
 
 /// What is left out is tried again this often before nothing may pass through third hosts any more.
 const ROUNDS_MAX: usize = 4;
+/// Other orders that are tried where one gets nowhere.
+const ATTEMPTS: usize = 3;
 
 /// Figures that add up: what a host has, what it carries, what a vm weighs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -260,21 +263,15 @@ pub struct Order {
 /// until it no longer is), and processor and link within the capacity or what the host carried before, if that is more.
 /// A vm that wants more processor than a host has comes only when it is empty, and is alone there.
 pub fn transition(wanted: &Transition, may_pass: &dyn Fn(usize, usize) -> bool) -> Order {
-    let (mut left_out, mut first): (Vec<Stuck>, Vec<usize>) = (Vec::new(), Vec::new());
-    let mut ordered = order::order(wanted, may_pass, &left_out, &first);
-    for round in 0..=ROUNDS_MAX {
+    let mut ordered = best_order(wanted, may_pass, &[]);
+    for round in 1..=ROUNDS_MAX {
         // What got nowhere may stand elsewhere than before, or have sent others on detours for nothing.
-        if ordered.stuck.len() == left_out.len() || !ordered.passes {
+        if !ordered.passes || !ordered.is_short() {
             break;
-        }
-        if round == 0 {
-            first = ordered.stuck.iter().map(|stuck| stuck.of).collect();
-        } else {
-            left_out = ordered.stuck;
         }
         let nobody = |_: usize, _: usize| false;
         let may_pass = if round == ROUNDS_MAX { &nobody } else { may_pass };
-        ordered = order::order(wanted, may_pass, &left_out, &first);
+        ordered = best_order(wanted, may_pass, &ordered.stuck);
     }
     let (kept_on, mut stuck) = (order::switch_off(wanted, &mut ordered), ordered.stuck);
     stuck.sort_by_key(|stuck| stuck.of);
@@ -288,6 +285,29 @@ pub fn transition(wanted: &Transition, may_pass: &dyn Fn(usize, usize) -> bool) 
         bandwidth: slot.bandwidth,
     };
     Order { steps: ordered.steps.into_iter().zip(slots).map(step).collect(), timing, stuck, kept_on }
+}
+
+/// Those that stand in most others' way first; if somebody gets nowhere, they, the largest and the smallest first.
+fn best_order(wanted: &Transition, may_pass: &dyn Fn(usize, usize) -> bool, left_out: &[Stuck]) -> order::Ordered {
+    let memory = |of: usize| wanted.moves[of].load.memory;
+    let count = wanted.moves.len();
+    let mut best = order::order(wanted, may_pass, left_out, &vec![0; count]);
+    for attempt in 0..ATTEMPTS {
+        if !best.is_short() {
+            break;
+        }
+        let stuck: BTreeSet<usize> = best.stuck.iter().map(|stuck| stuck.of).collect();
+        let first = |of: usize| match attempt {
+            0 => u64::from(!stuck.contains(&of)),
+            1 => u64::MAX - memory(of),
+            _ => memory(of),
+        };
+        let other = order::order(wanted, may_pass, left_out, &(0..count).map(first).collect::<Vec<u64>>());
+        if other.stuck.len() < best.stuck.len() {
+            best = other;
+        }
+    }
+    best
 }
 
 fn timed(wanted: &Transition, row: &order::Row) -> Timed {

@@ -1,9 +1,11 @@
 //! The checker on plans made by hand, one constraint at a time: the least that breaks it, and the most that doesn't.
 
-use crate::cluster::parse;
+use crate::cluster::{NOW, parse};
+use drover_model::load::VmSample;
+use drover_model::placement::{HostSet, PlacementRule, PoolView, RuleKind, Scope};
 use drover_model::plan::{Action, HostPrediction, Plan, Prediction, Scenario, Step, Timing};
-use drover_model::world::World;
-use drover_model::{Bytes, Generation, MicroMoney, MicroMoneyPerHour, Millis, Ratio};
+use drover_model::world::{HostView, VmView, World};
+use drover_model::{Bytes, CpuMillis, Generation, MicroMoney, MicroMoneyPerHour, Millis, Ratio, TimeMs};
 use drover_planner::check;
 use std::collections::BTreeMap;
 
@@ -85,9 +87,14 @@ fn time(plan: &mut Plan) {
 /// The violations must be those that contain these words; none expected, none may be.
 fn checked(cluster: &str, steps: &[&str], expected: &[&str]) {
     let world = parse(cluster).world;
-    let violations: Vec<String> = check(&world, &plan(&world, steps)).iter().map(ToString::to_string).collect();
+    holds(&world, &plan(&world, steps), expected);
+}
+
+fn holds(world: &World, plan: &Plan, expected: &[&str]) {
+    let violations: Vec<String> = check(world, plan).iter().map(ToString::to_string).collect();
     let all = violations.join("\n");
-    assert_eq!(violations.len(), expected.len(), "{steps:?}:\n{all}");
+    let steps: Vec<String> = plan.steps.iter().take(9).map(|step| format!("{:?}", step.action)).collect();
+    assert_eq!(violations.len(), expected.len(), "{steps:#?}\nexpected {expected:?}:\n{all}");
     for words in expected {
         assert!(all.contains(words), "{words} is not in\n{all}");
     }
@@ -223,6 +230,326 @@ fn nothing_comes_to_or_leaves_a_host_that_can_not_take_part() {
     checked(&cluster("dark drained"), &["b h2 h1"], &[]);
     checked(&cluster("state=down"), &["a h1 h2"], &["h2 is Down when a is to come"]);
     checked(&cluster("state=suspect"), &["b h2 h1"], &["h2 is Suspect: nothing can be moved off it"]);
+}
+
+/// What `change` makes of the world before the plan is checked.
+fn checked_in(cluster: &str, change: &dyn Fn(&mut World), steps: &[&str], expected: &[&str]) {
+    let mut world = parse(cluster).world;
+    change(&mut world);
+    holds(&world, &plan(&world, steps), expected);
+}
+
+fn vm<'w>(world: &'w mut World, id: &str) -> &'w mut VmView {
+    world.vms.get_mut(&id.parse().unwrap()).unwrap()
+}
+
+fn host<'w>(world: &'w mut World, id: &str) -> &'w mut HostView {
+    world.hosts.get_mut(&id.parse().unwrap()).unwrap()
+}
+
+const FOUR: &str = "policy {\"aim\": \"auto\"}
+    host h1 cpu=4 mem=4096 managed
+    host h2 cpu=4 mem=4096 managed
+    host h3 cpu=4 mem=4096 managed
+    host h4 cpu=4 mem=4096 managed
+    vm a vcpus=1 mem=512 on=h1 load=0.1
+    vm b vcpus=1 mem=512 on=h2 load=0.1
+    vm c vcpus=1 mem=512 on=h3 load=0.1";
+
+#[test]
+fn disks_and_promises_fit_at_every_moment() {
+    let disks = |world: &mut World| {
+        host(world, "h2").disk = Some(Bytes::mib(1000));
+        for id in ["a", "b"] {
+            vm(world, id).disk = Bytes::mib(600);
+        }
+    };
+    checked_in(FOUR, &disks, &["a h1 h2"], &["step 0: h2 may need 1.2 GiB of disk and has 1000 MiB"]);
+    checked_in(FOUR, &disks, &["b h2 h3", "a h1 h2"], &["h2 may need 1.2 GiB of disk"]);
+    checked_in(FOUR, &disks, &["b h2 h3", "a h1 h2 0"], &[]);
+    let promises = |world: &mut World| {
+        vm(world, "a").cpu_reserved = CpuMillis(2500);
+        vm(world, "b").cpu_reserved = CpuMillis(2000);
+    };
+    checked_in(FOUR, &promises, &["a h1 h2"], &["h2 may have promised 4.50 cores and has 4.00 cores"]);
+    checked_in(FOUR, &promises, &["b h2 h3", "a h1 h2 0"], &[]);
+}
+
+#[test]
+fn a_host_that_holds_too_much_gets_nothing_until_it_does_not() {
+    let full = |world: &mut World| {
+        vm(world, "b").memory = Bytes::mib(3000);
+        vm(world, "c").memory = Bytes::mib(2000);
+        vm(world, "c").host = Some("h2".parse().unwrap());
+    };
+    checked_in(FOUR, &full, &["c h2 h3", "a h1 h2"], &["step 1: h2 may need 5.4 GiB"]);
+    checked_in(FOUR, &full, &["c h2 h3", "a h1 h2 0"], &[]);
+}
+
+#[test]
+fn vms_send_no_more_than_the_link_carries() {
+    let talks = |each: u64| {
+        move |world: &mut World| {
+            host(world, "h2").link = Some(Bytes(1000));
+            for id in ["a", "b"] {
+                let samples =
+                    vm(world, id).load.iter().map(|(at, s)| (*at, VmSample { net_tx: Bytes(each), ..*s })).collect();
+                vm(world, id).load = samples;
+            }
+        }
+    };
+    checked_in(FOUR, &talks(500), &["a h1 h2"], &[]);
+    checked_in(FOUR, &talks(501), &["a h1 h2"], &["the vms of h2 may send 1002 B/s and its link carries 1000 B/s"]);
+    checked_in(FOUR, &talks(501), &["b h2 h3", "a h1 h2 0"], &[]);
+}
+
+#[test]
+fn rules_of_placement_hold_at_every_moment() {
+    let rule = |kind: RuleKind| {
+        move |world: &mut World| {
+            for (id, rack) in [("h1", "r1"), ("h2", "r2"), ("h3", "r2")] {
+                host(world, id).rack = Some(rack.parse().unwrap());
+            }
+            host(world, "h1").labels.insert("licensed".parse().unwrap());
+            let vms = ["a", "b", "gone"].map(|vm| vm.parse().unwrap()).into();
+            world.rules = vec![PlacementRule { id: "r".parse().unwrap(), vms, kind: kind.clone() }];
+        }
+    };
+    let licensed = || HostSet { labels: ["licensed".parse().unwrap()].into(), ..HostSet::default() };
+    let racks = || HostSet { racks: ["r2".parse().unwrap()].into(), ..HostSet::default() };
+    let on = rule(RuleKind::On { hosts: licensed() });
+    checked_in(FOUR, &on, &["a h1 h4"], &["rule r keeps a from h4"]);
+    checked_in(FOUR, &on, &["b h2 h1", "c h3 h4"], &[]);
+    checked_in(FOUR, &rule(RuleKind::NotOn { hosts: racks() }), &["a h1 h3"], &["rule r keeps a from h3"]);
+    checked_in(FOUR, &rule(RuleKind::NotOn { hosts: racks() }), &["a h1 h4"], &[]);
+
+    let apart = rule(RuleKind::Apart { within: Scope::Rack });
+    checked_in(FOUR, &apart, &["a h1 h3"], &["a and b may meet in one rack, against rule r"]);
+    checked_in(FOUR, &apart, &["b h2 h1", "a h1 h3"], &["may meet in one rack", "may meet in one rack"]);
+    checked_in(FOUR, &apart, &["b h2 h4", "a h1 h3 0"], &[]);
+    checked_in(FOUR, &apart, &["b h2 h3", "a h1 h4"], &[]);
+    // Both in one rack already: they may change places there, and leave.
+    let broken = |world: &mut World| {
+        apart(world);
+        vm(world, "a").host = Some("h3".parse().unwrap());
+    };
+    checked_in(FOUR, &broken, &["a h3 h2"], &[]);
+    checked_in(FOUR, &broken, &["a h3 h4"], &[]);
+    checked_in(FOUR, &rule(RuleKind::Apart { within: Scope::Zone }), &["a h1 h4"], &[]);
+
+    let together = |world: &mut World| {
+        rule(RuleKind::Together { within: Scope::Host })(world);
+        vm(world, "b").host = Some("h1".parse().unwrap());
+    };
+    checked_in(FOUR, &together, &["a h1 h2"], &["the vms of rule r would not be together in one host"]);
+    checked_in(FOUR, &together, &["a h1 h2", "b h1 h2"], &[]);
+    checked_in(FOUR, &together, &["a h1 h4", "b h1 h2", "a h4 h2 0"], &["a would be away from all others of rule r"]);
+    checked_in(FOUR, &rule(RuleKind::Together { within: Scope::Host }), &["a h1 h4"], &[]);
+    checked_in(FOUR, &rule(RuleKind::Together { within: Scope::Rack }), &["a h1 h3"], &[]);
+
+    let most = |count| rule(RuleKind::HostsMax { count });
+    checked_in(FOUR, &most(2), &["a h1 h3"], &["the vms of rule r may be on 3 hosts and at most 2 are allowed"]);
+    checked_in(FOUR, &most(3), &["a h1 h3"], &[]);
+    checked_in(FOUR, &most(2), &["a h1 h2", "b h2 h3"], &["may be on 3 hosts"]);
+    checked_in(FOUR, &most(2), &["a h1 h2", "b h2 h3 0"], &[]);
+    checked_in(FOUR, &most(1), &["a h1 h2", "b h2 h1"], &[]);
+    checked_in(FOUR, &most(1), &["a h1 h4"], &["may be on 3 hosts"]);
+}
+
+#[test]
+fn what_is_wrong_may_be_repaired_at_any_price() {
+    let repair = |change: &dyn Fn(&mut World), expected: &[&str]| {
+        let mut world = parse(FOUR).world;
+        vm(&mut world, "a").left = vec![(TimeMs(NOW.0 - 1000), "h4".parse().unwrap())];
+        world.policy.moves.vm_hour_max = 1;
+        change(&mut world);
+        let mut plan = plan(&world, &["a h1 h4"]);
+        (plan.predicted.rate_before, plan.predicted.gain) = (MicroMoneyPerHour::ZERO, MicroMoney::ZERO);
+        holds(&world, &plan, expected);
+    };
+    let forbidden: [&str; 4] =
+        ["moved recently", "a left h4 only 1000 ms ago", "move 2 times", "nothing presses, and it gains"];
+    let rule =
+        |kind| PlacementRule { id: "r".parse().unwrap(), vms: ["a", "b"].map(|vm| vm.parse().unwrap()).into(), kind };
+    let here = || HostSet { hosts: ["h1".parse().unwrap()].into(), ..HostSet::default() };
+    repair(&|_| {}, &forbidden);
+    repair(&|world| host(world, "h1").maintenance = true, &[]);
+    repair(&|world| world.rules = vec![rule(RuleKind::NotOn { hosts: here() })], &[]);
+    repair(
+        &|world| world.rules = vec![rule(RuleKind::On { hosts: here() })],
+        &["moved", "left", "move 2", "presses", "rule r keeps"],
+    );
+    repair(&|world| vm(world, "a").pinned_to = ["h4".parse().unwrap()].into(), &[]);
+    repair(&|world| world.rules = vec![rule(RuleKind::Apart { within: Scope::Zone })], &[]);
+    repair(&|world| host(world, "h1").disk = Some(Bytes::ZERO), &forbidden);
+    repair(
+        &|world| {
+            host(world, "h1").disk = Some(Bytes::ZERO);
+            vm(world, "a").disk = Bytes(1);
+        },
+        &[],
+    );
+}
+
+#[test]
+fn moves_are_limited_by_host_and_plan() {
+    let busy = |world: &mut World| {
+        world.policy.moves.host_hour_max = 2;
+        host(world, "h2").moves_recent = 1;
+    };
+    checked_in(FOUR, &busy, &["a h1 h2"], &[]);
+    checked_in(
+        FOUR,
+        &busy,
+        &["a h1 h2", "b h2 h3"],
+        &["step 1: 3 vms would move from or to h2 within an hour and 2 may"],
+    );
+    let drained = |world: &mut World| {
+        busy(world);
+        host(world, "h2").maintenance = true;
+        vm(world, "a").host = Some("h2".parse().unwrap());
+    };
+    checked_in(FOUR, &drained, &["a h2 h1", "b h2 h3"], &[]);
+    let few = |world: &mut World| world.policy.moves.plan_max = 1;
+    checked_in(FOUR, &few, &["a h1 h2", "b h2 h3"], &["2 moves are too many: a plan may make 1"]);
+    let returns = |world: &mut World| {
+        vm(world, "a").left = vec![
+            (TimeMs(NOW.0 - 3_600_000), "h2".parse().unwrap()),
+            (TimeMs(NOW.0 - 1_800_000), "h3".parse().unwrap()),
+        ];
+    };
+    checked_in(FOUR, &returns, &["a h1 h2"], &["a left h2 only 3600.0 s ago"]);
+    checked_in(FOUR, &returns, &["a h1 h4"], &[]);
+}
+
+#[test]
+fn pools_keep_what_they_are_promised() {
+    let promised = |cores: u64, mib: u64| {
+        move |world: &mut World| {
+            let pool = |parent: Option<&str>, cores| PoolView {
+                parent: parent.map(|id| id.parse().unwrap()),
+                cpu_reserved: CpuMillis(cores * 1000),
+                memory_reserved: Bytes::mib(mib),
+                ..PoolView::default()
+            };
+            let pools = [("all", pool(None, cores)), ("part", pool(Some("all"), 1)), ("lost", pool(Some("gone"), 2))];
+            world.pools = pools.into_iter().map(|(id, pool)| (id.parse().unwrap(), pool)).collect();
+        }
+    };
+    checked_in(FOUR, &promised(10, 6144), &["off h4"], &[]);
+    checked_in(
+        FOUR,
+        &promised(11, 6144),
+        &["off h4"],
+        &["pools are promised 13.00 cores and the hosts left have 12.00 cores"],
+    );
+    checked_in(FOUR, &promised(10, 6145), &["off h4"], &["pools are promised 12.0 GiB of memory"]);
+    checked_in(FOUR, &promised(20, 6144), &["a h1 h2"], &[]);
+}
+
+#[test]
+fn several_hosts_can_be_lost_at_once_if_that_is_wanted() {
+    let spare = |count: u32| {
+        move |world: &mut World| {
+            world.policy.spare_hosts = count;
+            for id in ["a", "b", "c"] {
+                vm(world, id).memory = Bytes::mib(3000);
+            }
+        }
+    };
+    checked_in(FOUR, &spare(1), &["c h3 h4"], &[]);
+    checked_in(FOUR, &spare(1), &["off h4"], &["if h1 failed", "if h2 failed", "if h3 failed"]);
+    // Two at once could not be lost before either.
+    checked_in(FOUR, &spare(2), &["off h4"], &[]);
+    let small = |world: &mut World| world.policy.spare_hosts = 2;
+    checked_in(FOUR, &small, &["off h4"], &[]);
+    let larger = |world: &mut World| {
+        world.policy.spare_hosts = 2;
+        for id in ["a", "b", "c"] {
+            vm(world, id).memory = Bytes::mib(2000);
+        }
+    };
+    checked_in(FOUR, &larger, &["off h4"], &["if h1 and h2 failed afterwards"]);
+}
+
+#[test]
+fn times_are_possible_in_order_and_within_limits() {
+    let world = || {
+        let mut world = parse(&format!("{FOUR}\n host h5 cpu=4 mem=4096 managed state=asleep boot=40")).world;
+        world.policy.migration.host_bandwidth_max = Bytes(100);
+        (world.policy.migration.bandwidth_max, world.policy.migration.per_host_max) = (Bytes(80), 1);
+        world
+    };
+    let spoilt = |steps: &[&str], change: &dyn Fn(&mut Plan), expected: &[&str]| {
+        let world = world();
+        let mut plan = plan(&world, steps);
+        change(&mut plan);
+        holds(&world, &plan, expected);
+    };
+    let together = |plan: &mut Plan| {
+        for step in &mut plan.steps {
+            step.start = Millis::ZERO;
+        }
+        plan.timing.makespan = Millis(1000);
+    };
+    spoilt(&["a h1 h4", "b h2 h3"], &together, &[]);
+    spoilt(&["a h1 h4", "b h2 h4"], &together, &["h4 has 2 migrations at 0 ms and 1 may run"]);
+    spoilt(
+        &["a h1 h4", "b h2 h3", "c h3 h1"],
+        &together,
+        &["h1 has 2", "h3 has 2", "3 migrations run at 0 ms and 2 may"],
+    );
+    spoilt(
+        &["b h2 h3", "a h1 h2 0"],
+        &together,
+        &["it starts at 0 ms, and step 0 before it ends at 1000 ms", "h2 has 2"],
+    );
+    spoilt(&["a h1 h4"], &|plan| plan.steps[0].bandwidth = Bytes(80), &[]);
+    spoilt(&["a h1 h4"], &|plan| plan.steps[0].bandwidth = Bytes(81), &["a would be sent at 81 B/s and may at 80 B/s"]);
+    spoilt(&["a h1 h4"], &|plan| plan.steps[0].duration = Millis::ZERO, &["no time", "its last step ends after 0 ms"]);
+    spoilt(
+        &["a h1 h4"],
+        &|plan| plan.timing.makespan = Millis(999),
+        &["takes 999 ms, and its last step ends after 1000 ms"],
+    );
+    spoilt(&["a h1 h4"], &|plan| plan.timing.bound = Millis(1001), &["nothing under 1001 ms"]);
+    spoilt(&["on h5", "a h1 h5 0"], &|_| {}, &[]);
+    spoilt(&["on h5", "a h1 h5 0"], &|plan| plan.steps[0].duration = Millis(39_999), &["h5 boots in 40.0 s"]);
+    spoilt(
+        &["a h1 h4"],
+        &|plan| (plan.steps[0].start, plan.steps[0].duration) = (Millis(u64::MAX), Millis(5)),
+        &["its last step ends"],
+    );
+}
+
+#[test]
+fn two_on_one_link_share_it() {
+    let mut world = parse(FOUR).world;
+    host(&mut world, "h1").link = Some(Bytes(100));
+    vm(&mut world, "b").host = Some("h1".parse().unwrap());
+    for (rate, expected) in [(50, vec![]), (51, vec!["at 0 ms the link of h1 carries 102 B/s of 100 B/s for moves"])] {
+        let mut plan = plan(&world, &["a h1 h2", "b h1 h3"]);
+        for step in &mut plan.steps {
+            (step.start, step.bandwidth) = (Millis::ZERO, Bytes(rate));
+        }
+        plan.timing.makespan = Millis(1000);
+        holds(&world, &plan, &expected);
+    }
+}
+
+#[test]
+fn plans_that_make_no_sense_are_objected_to_and_nothing_panics() {
+    checked(FOUR, &["x h1 h2"], &["there is no vm x"]);
+    checked(FOUR, &["a h1 h9"], &["there is no host h9"]);
+    checked(FOUR, &["on h9", "off h8"], &["there is no host h9", "there is no host h8"]);
+    checked(FOUR, &["a h1 h2", "a h1 h3"], &["it is on h2 by then"]);
+    checked(FOUR, &["a h1 h2", "a h2 h3"], &["may still be under way"]);
+    checked(FOUR, &["a h1 h2 1", "b h2 h3 0"], &["it waits for step 1, which does not come before it"]);
+    checked(FOUR, &["a h1 h2 99"], &["it waits for step 99"]);
+    let mut world = parse(FOUR).world;
+    let many = plan(&world, &["a h1 h2"].repeat(20_001));
+    world.policy.spare_hosts = 1;
+    holds(&world, &many, &["20001 steps are too many"]);
 }
 
 /// Moves by hand: hard rules hold, load is the person's own business.

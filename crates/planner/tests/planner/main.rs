@@ -7,4 +7,5 @@ mod properties;
 
 mod scenarios;
 mod schedule;
+mod transition;
 mod verification;

@@ -7,8 +7,8 @@ use drover_model::placement::Scope;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Hosts with most room that a vm is tried on to let others pass, before all are.
-const NEAR_TRIES: usize = 32;
+/// Hosts with this share of the room of the one with most serve alike for vms to pass through.
+const ALIKE_SHARE_OF: u64 = 2;
 /// More vms than any host has; one that must be alone takes as many places.
 const ALONE: u64 = 1 << 32;
 /// Figures of a host: those of `Load`, and how many vms it has.
@@ -26,14 +26,22 @@ pub(super) struct Ordered {
     pub stuck: Vec<Stuck>,
     /// Whether anything passes through a third host.
     pub passes: bool,
+    left_out: usize,
 }
 
-/// Without `left_out`; those in `first` take precedence.
+impl Ordered {
+    /// Whether more got nowhere than was left out.
+    pub fn is_short(&self) -> bool {
+        self.stuck.len() > self.left_out
+    }
+}
+
+/// Without `left_out`; those with the least figure in `first` take precedence.
 pub(super) fn order(
     wanted: &Transition,
     may_pass: &dyn Fn(usize, usize) -> bool,
     left_out: &[Stuck],
-    first: &[usize],
+    first: &[u64],
 ) -> Ordered {
     let mut ordering = Ordering::new(wanted, first);
     for stuck in left_out {
@@ -44,6 +52,7 @@ pub(super) fn order(
             ordering.leave_out(of, why);
         }
     }
+    let left_out = ordering.stuck.len();
     ordering.ready = (0..wanted.moves.len()).filter(|of| !ordering.is_over(*of)).map(|of| ordering.key(of)).collect();
     ordering.go_on();
     while ordering.let_pass(may_pass, true) || ordering.let_pass(may_pass, false) {}
@@ -54,7 +63,7 @@ pub(super) fn order(
         }
     }
     let passes = ordering.passed.contains(&true);
-    Ordered { steps: ordering.steps, stuck: ordering.stuck, passes }
+    Ordered { steps: ordering.steps, stuck: ordering.stuck, passes, left_out }
 }
 
 /// Adds the steps that switch off; returns the hosts that would not be empty.
@@ -116,25 +125,21 @@ struct Ordering<'t> {
     ready: BTreeSet<Key>,
     /// By host, then set: moves that wait for something to leave it.
     waiting: Vec<Vec<usize>>,
-    rank: Vec<(bool, Reverse<usize>)>,
+    rank: Vec<(u64, Reverse<usize>)>,
     steps: Vec<Row>,
     stuck: Vec<Stuck>,
 }
 
-type Key = (bool, Reverse<usize>, usize);
+type Key = (u64, Reverse<usize>, usize);
 
 impl<'t> Ordering<'t> {
-    fn new(wanted: &'t Transition, first: &[usize]) -> Self {
+    fn new(wanted: &'t Transition, first: &[u64]) -> Self {
         let (hosts, count) = (wanted.hosts.len(), wanted.moves.len());
         let mut awaited = vec![0; hosts];
         for to in wanted.moves.iter().map(|a_move| a_move.to).filter(|to| *to < hosts) {
             awaited[to] += 1;
         }
-        let mut rank: Vec<(bool, Reverse<usize>)> =
-            wanted.moves.iter().map(|a_move| (true, Reverse(awaited.get(a_move.from).copied().unwrap_or(0)))).collect();
-        for of in first {
-            rank[*of].0 = false;
-        }
+        let rank = |(a_move, first): (&Move, &u64)| (*first, Reverse(awaited.get(a_move.from).copied().unwrap_or(0)));
         let mut ordering = Self {
             wanted,
             rooms: wanted.hosts.iter().map(rooms).collect(),
@@ -147,7 +152,7 @@ impl<'t> Ordering<'t> {
             on: vec![None; hosts],
             ready: BTreeSet::new(),
             waiting: vec![Vec::new(); hosts + wanted.apart.len() + wanted.hosts_max.len()],
-            rank,
+            rank: wanted.moves.iter().zip(first).map(rank).collect(),
             steps: Vec::new(),
             stuck: Vec::new(),
         };
@@ -192,8 +197,8 @@ impl<'t> Ordering<'t> {
     }
 
     fn key(&self, of: usize) -> Key {
-        let (later, awaited) = self.rank[of];
-        (later, awaited, of)
+        let (first, awaited) = self.rank[of];
+        (first, awaited, of)
     }
 
     fn is_over(&self, of: usize) -> bool {
@@ -333,6 +338,9 @@ impl<'t> Ordering<'t> {
         };
         let mut thirds: Vec<usize> = (0..wanted.hosts.len()).filter(receives).collect();
         thirds.sort_by_key(|host| (Reverse(self.rooms[*host][1].free()), *host));
+        let room = |host: &usize| self.rooms[*host][1].free();
+        let most = thirds.first().map_or(0, room);
+        let alike = thirds.partition_point(|host| room(host) >= most / ALIKE_SHARE_OF);
         let mut any = 0;
         for of in candidates {
             if self.over[of] || (helps && !self.makes_room(of)) {
@@ -349,8 +357,7 @@ impl<'t> Ordering<'t> {
                     && may_pass(of, host)
             };
             // Each begins at another host, so that they do not wait for each other there.
-            let near = thirds.len().min(NEAR_TRIES);
-            let mut turned = (0..near).map(|n| thirds[(any + n) % near]).chain(thirds[near..].iter().copied());
+            let mut turned = (0..alike).map(|n| thirds[(any + n) % alike]).chain(thirds[alike..].iter().copied());
             if let Some(third) = turned.find(|host| suits(*host)) {
                 self.make(of, third, true);
                 self.go_on();
