@@ -21,6 +21,7 @@ mod network;
 mod planning;
 mod power;
 mod requests;
+mod rules;
 mod tables;
 mod transfers;
 mod world;
@@ -37,7 +38,7 @@ use drover_model::intent::{ApiToken, Host, Image, Role, Tenant, Vm};
 use drover_model::inventory::HostFacts;
 use drover_model::load::HostSample;
 use drover_model::migration::{MigrationProgress, MigrationRecord};
-use drover_model::plan::{Findings, PlanRecord};
+use drover_model::plan::{Findings, PlanRecord, Scenario};
 use drover_model::policy::Policy;
 use drover_model::world::HostState;
 use drover_model::{EventSeq, HostId, ImageId, MigrationId, PlanId, Revision, TenantId, TimeMs, VmId};
@@ -81,6 +82,8 @@ pub struct HostStatus<'a> {
     pub last_report: Option<TimeMs>,
     pub sample: Option<&'a HostSample>,
     pub power_managed: bool,
+    /// Why drover does not count on being able to wake it, though it has a power driver.
+    pub wake_problem: Option<&'a str>,
     pub connected: bool,
 }
 
@@ -294,8 +297,18 @@ impl Control {
             last_report: live.and_then(|live| live.reported_at),
             sample: live.and_then(|live| live.load.last()).map(|(_, sample)| sample),
             power_managed: self.settings.power_managed.contains(id),
+            wake_problem: self.host(id).and_then(|host| self.wake_problem(host)),
             connected: live.is_some_and(|live| live.connection.is_some()),
         }
+    }
+
+    /// When a plan is being carried out, or a vm moves, or hosts have gone quiet, nothing is tried out.
+    fn is_calm(&self) -> bool {
+        let scenario = self.findings().map(|findings| findings.scenario);
+        !self.brake
+            && !self.planning.is_busy()
+            && self.migrations_open() == 0
+            && matches!(scenario, Some(Scenario::Balanced | Scenario::Underused))
     }
 
     /// Entries after `after`, oldest first, at most `limit`. Those older than the newest [`EVENTS_MAX`] are gone.

@@ -2,11 +2,12 @@
 
 use super::{ApiError, Client, limits};
 use crate::v1::{
-    ClusterView, CreateImage, CreateJoinToken, CreateNetwork, CreatePort, CreateSecurityGroup, CreateTenant,
-    CreateToken, CreateVm, CreatedJoinToken, CreatedToken, EventQuery, EventView, Explanation, ForecastQuery, Health,
-    HostView, ImagePart, ImageView, List, MERGE_PATCH, MeasureVm, MigrateVm, MigrationForecast, MigrationView,
-    NetworkView, PlanNow, PlanView, Policy, PortView, SecurityGroupView, SetPower, SetPriority, SetSecurityGroups,
-    SetSecurityRules, StagedFile, TenantQuery, TenantView, TokenView, VmListQuery, VmQuery, VmView, Whoami,
+    ClusterView, CreateImage, CreateJoinToken, CreateNetwork, CreatePlacementRule, CreatePort, CreateSecurityGroup,
+    CreateTenant, CreateToken, CreateVm, CreatedJoinToken, CreatedToken, EventQuery, EventView, Explanation,
+    ForecastQuery, Health, HostView, ImagePart, ImageView, List, MERGE_PATCH, MeasureVm, MigrateVm, MigrationForecast,
+    MigrationView, NetworkView, PlacementRuleView, PlanNow, PlanView, Policy, PortView, SecurityGroupView, SetPower,
+    SetPriority, SetSecurityGroups, SetSecurityRules, StagedFile, TenantQuery, TenantView, TokenView, VmListQuery,
+    VmQuery, VmView, Whoami,
 };
 use drover_model::{MigrationId, PlanId, Revision};
 use reqwest::Method;
@@ -91,6 +92,14 @@ impl Client {
 
     pub async fn remove_host(&self, id: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "hosts", id]).await
+    }
+
+    /// Changes what is said of it by a JSON merge patch (RFC 7396).
+    pub async fn patch_host(&self, id: &str, patch: &Value) -> Result<HostView, ApiError> {
+        let request =
+            self.request(Method::PATCH, &["v1", "hosts", id], &[]).json(patch).header(CONTENT_TYPE, MERGE_PATCH);
+        let answer = self.send(request).await?;
+        self.decode(&answer)
     }
 
     pub async fn drain_host(&self, id: &str) -> Result<HostView, ApiError> {
@@ -290,6 +299,25 @@ impl Client {
     async fn delete_of(&self, path: &[&str], query: &TenantQuery) -> Result<(), ApiError> {
         let query = [("tenant", query.tenant.as_deref())];
         self.send(self.request(Method::DELETE, path, &query)).await.map(drop)
+    }
+}
+
+/// Rules of placement.
+impl Client {
+    pub async fn placement_rules(&self) -> Result<List<PlacementRuleView>, ApiError> {
+        self.get(&["v1", "placement-rules"], &[]).await
+    }
+
+    pub async fn placement_rule(&self, name: &str) -> Result<PlacementRuleView, ApiError> {
+        self.get(&["v1", "placement-rules", name], &[]).await
+    }
+
+    pub async fn create_placement_rule(&self, rule: &CreatePlacementRule) -> Result<PlacementRuleView, ApiError> {
+        self.change(Method::POST, &["v1", "placement-rules"], &[], rule).await
+    }
+
+    pub async fn remove_placement_rule(&self, name: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "placement-rules", name]).await
     }
 }
 

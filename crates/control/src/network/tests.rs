@@ -170,6 +170,7 @@ impl Site {
             nic: Some(nic),
             anti_affinity: None,
             pinned_to: [format!("h{host}").parse().unwrap()].into(),
+            cpu_reserved: Default::default(),
             guest_args: Default::default(),
         };
         self.ask(tenant_of(tenant), Ask::CreateVm { id: id.clone(), spec })?;
