@@ -84,7 +84,7 @@ fn host_finding(problem: &Problem<'_>, state: &State, host: usize, changed_at: d
     }
     let share = |value: u64, whole: u64| value as f64 / whole as f64;
     let shares = |value: fn(&HostSample) -> u64, whole: u64| -> Vec<_> {
-        row.evidence(problem.world.now).map(|(at, sample)| (*at, share(value(sample), whole))).collect()
+        row.evidence(problem.world).map(|(at, sample)| (*at, share(value(sample), whole))).collect()
     };
     let measured = problem.at_quantile(sums.measured);
     let used = sums.resident.unsigned_abs();

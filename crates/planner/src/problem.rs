@@ -2,7 +2,7 @@
 //! search needs worked out once. [`State`] is where the vms are; the search changes it and takes changes back.
 
 use crate::cost::MoveCost;
-use crate::forecast::{self, forecast, normal_quantile};
+use crate::forecast::{host_memory, normal_quantile, stale_after, vm_demand};
 use crate::predict::Predictor;
 use drover_model::load::HostSample;
 use drover_model::plan::{Findings, Heat};
@@ -220,12 +220,8 @@ impl<'w> Problem<'w> {
 }
 
 fn host_row<'w>(world: &World, id: &'w HostId, view: &'w HostView) -> HostRow<'w> {
-    let series = |value: fn(&HostSample) -> u64| {
-        let samples = view.load.iter().rev().map(|(at, sample)| (*at, value(sample)));
-        forecast(world.now, world.policy.forecast_ahead, samples, u64::MAX)
-    };
     let up = view.state == HostState::Up && view.capacity.is_some();
-    let memory_used = if up { series(|sample| sample.memory_used.0).map(|f| f.mean) } else { None };
+    let memory_used = if up { host_memory(world, view, world.policy.forecast_ahead).map(|f| f.mean) } else { None };
     HostRow {
         id,
         view,
@@ -244,9 +240,8 @@ fn vm_row<'w>(
     hosts: &[HostRow<'_>],
 ) -> VmRow<'w> {
     let host = view.host.as_ref().and_then(|host| index.get(host).copied());
-    let samples = view.load.iter().rev().map(|(at, sample)| (*at, sample.cpu_wanted.0));
     let vcpus = u64::from(view.vcpus);
-    let measured = forecast(world.now, world.policy.forecast_ahead, samples, vcpus * CpuMillis::CORE.0);
+    let measured = vm_demand(world, view, world.policy.forecast_ahead);
     let dark = host.is_some_and(|host| !hosts[host].load_known);
     let per_vcpu = if dark { DARK_VM_MILLIS_PER_VCPU } else { FRESH_VM_MILLIS_PER_VCPU };
     let resident = view.load.iter().rev().take(RESIDENT_SAMPLES).map(|(_, sample)| sample.memory_used.0).max();
@@ -359,10 +354,10 @@ impl Sums {
 
 impl HostRow<'_> {
     /// Samples in a row, newest first, that are recent enough to be evidence.
-    pub fn evidence(&self, now: TimeMs) -> impl Iterator<Item = &(TimeMs, HostSample)> {
-        let mut after = now;
+    pub fn evidence(&self, world: &World) -> impl Iterator<Item = &(TimeMs, HostSample)> {
+        let (mut after, stale_after) = (world.now, stale_after(world));
         self.view.load.iter().rev().take_while(move |(at, _)| {
-            let joined = after.since(*at) <= forecast::STALE_AFTER;
+            let joined = after.since(*at) <= stale_after;
             after = *at;
             joined
         })

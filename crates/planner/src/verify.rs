@@ -1,7 +1,7 @@
 //! After a plan: what was measured against what it predicted.
 
 use crate::detect::detect;
-use crate::forecast::STALE_AFTER;
+use crate::forecast::stale_after;
 use drover_model::plan::{Action, Heat, HostOutcome, Plan, Verification};
 use drover_model::world::{HostState, HostView, World};
 use drover_model::{HostId, Ratio};
@@ -80,7 +80,7 @@ fn measured(world: &World, view: &HostView) -> Option<Ratio> {
         HostState::Unknown | HostState::Suspect | HostState::Down | HostState::Waking => return None,
     }
     let (newest_at, _) = view.load.last()?;
-    if world.now.since(*newest_at) > STALE_AFTER {
+    if world.now.since(*newest_at) > stale_after(world) {
         return None;
     }
     let capacity = view.capacity?;
