@@ -120,12 +120,24 @@ pub enum Effect {
         request: RequestId,
         result: Result<Reply, Refusal>,
     },
+    /// What was learned of vms' daily patterns, beside the objects and in no revision. Lost, it is learned anew.
+    KeepPatterns {
+        kept: Vec<KeptPattern>,
+        forgotten: BTreeSet<VmId>,
+    },
     /// End this connection: the host was removed, or a newer connection took its place.
     Disconnect {
         host: HostId,
         connection: ConnectionId,
         why: String,
     },
+}
+
+/// What was learned of one vm; the store does not look into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptPattern {
+    pub vm: VmId,
+    pub json: String,
 }
 
 /// One transaction: everything in it becomes durable, or nothing does.
@@ -232,6 +244,16 @@ impl Object {
 pub struct Stored {
     pub revision: Revision,
     pub object: Object,
+}
+
+/// All that a store holds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Kept {
+    pub objects: Vec<Stored>,
+    /// The newest, oldest first.
+    pub events: Vec<Event>,
+    pub revision: Revision,
+    pub patterns: Vec<KeptPattern>,
 }
 
 /// Somebody asks for a change. Reading goes past the state machine, by [`crate::Control`]'s accessors.

@@ -274,6 +274,7 @@ fn remove(control: &mut Control, now: TimeMs, vm: &Vm) {
     }
     control.tables.remove::<Vm>(&vm.id);
     rules::forget(control, now, &vm.id);
+    control.patterns.forget(&vm.id);
     vm_event(control, now, vm, Severity::Info, "vm-removed", format!("{} is gone", vm.spec.name));
 }
 

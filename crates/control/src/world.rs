@@ -5,7 +5,7 @@ use crate::compatibility::{Kinds, reach};
 use crate::live::Seen;
 use drover_model::intent::{Host, PowerIntent, RunIntent, Vm};
 use drover_model::inventory::{VmInventory, VmState};
-use drover_model::load::{DailyPattern, VmSample};
+use drover_model::load::VmSample;
 use drover_model::migration::MigrationPhase;
 use drover_model::world::{HostView, Movable, VmView, World};
 use drover_model::{Bytes, HostId, Millis, TimeMs, VmId};
@@ -111,7 +111,7 @@ impl Control {
             host: vm.host.clone(),
             movable: self.movable_by_plan(vm, seen, now),
             left: vm.left.clone(),
-            pattern: DailyPattern::default(),
+            pattern: self.patterns.of(&vm.id),
             disk: Bytes::ZERO,
             pool: None,
             cpu_reserved: vm.spec.cpu_reserved,

@@ -129,10 +129,13 @@ fn a_rule_is_kept_through_a_drain() {
     let (a, b) = (scene.free_vm(&host_id(0), 0.1), scene.free_vm(&host_id(2), 0.1));
     let (c, _busy) = (scene.free_vm(&host_id(0), 0.1), scene.free_vm(&host_id(1), 0.6));
     scene.ask(rule("apart", &[&a, &b], RuleKind::Apart { within: Scope::Rack })).unwrap();
-    scene.ask(rule("not-there", &[&a, &c], RuleKind::NotOn {
-        hosts: HostSet { racks: ["r3".parse().unwrap()].into(), ..HostSet::default() },
-    }))
-    .unwrap();
+    scene
+        .ask(rule(
+            "not-there",
+            &[&a, &c],
+            RuleKind::NotOn { hosts: HostSet { racks: ["r3".parse().unwrap()].into(), ..HostSet::default() } },
+        ))
+        .unwrap();
     scene.policy(|policy| policy.mode = Mode::Act);
     scene.ask(Ask::DrainHost { host: host_id(0) }).unwrap();
     let kept = |cluster: &Cluster| {
