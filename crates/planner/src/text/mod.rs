@@ -1,5 +1,6 @@
 //! Clusters as text: formats of others and of our own, read into plain structures and written again. No I/O.
 
+pub mod ganeti;
 pub mod native;
 
 /// What stands in the text is not what must stand there.
