@@ -24,6 +24,7 @@ mod load;
 mod network;
 mod postcopy;
 mod qemu;
+pub mod replay;
 mod schedule;
 mod settle;
 mod shell;
