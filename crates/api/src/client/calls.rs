@@ -47,8 +47,20 @@ impl Client {
         self.get(&["v1", "cluster"], &[]).await
     }
 
+    /// All that the planner sees, in drover's own text format; `drover plan --from` reads it.
+    pub async fn export(&self) -> Result<String, ApiError> {
+        let request = self.request(Method::GET, &["v1", "cluster", "export"], &[]);
+        let response = request.send().await.map_err(|error| self.transport_error(error))?;
+        let answer = self.answer(response, limits::EXPORT_BYTES).await?;
+        self.text_of(answer)
+    }
+
     async fn text(&self, path: &[&str]) -> Result<String, ApiError> {
         let answer = self.get_answer(path, &[]).await?;
+        self.text_of(answer)
+    }
+
+    fn text_of(&self, answer: super::Answer) -> Result<String, ApiError> {
         String::from_utf8(answer.body.into()).map_err(|_| self.unexpected(answer.status, "bytes that are no text"))
     }
 }

@@ -14,6 +14,7 @@
 //! | `POST /v1/join` | [`JoinRequest`](crate::join::JoinRequest) | 200 [`JoinResponse`](crate::join::JoinResponse) | holder of a join token |
 //! | `GET /v1/whoami` | | 200 [`Whoami`] | any token |
 //! | `GET /v1/cluster` | | 200 [`ClusterView`] | operator |
+//! | `GET /v1/cluster/export` | | 200 all that the planner sees, `text/plain` (docs/planner.md) | operator |
 //! | `GET /v1/tenants` | | 200 [`List`]`<`[`TenantView`]`>` | operator |
 //! | `POST /v1/tenants` | [`CreateTenant`] | 201 [`TenantView`] | operator |
 //! | `DELETE /v1/tenants/{tenant}` | | 204 | operator |

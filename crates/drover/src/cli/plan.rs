@@ -20,6 +20,9 @@ pub enum Verb {
     Reject { plan: PlanId },
     /// Make a plan at once
     Now,
+    /// Print all that the planner sees, as text
+    #[command(after_help = "Example:\n  drover plan export > cluster.txt")]
+    Export,
 }
 
 pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
@@ -29,6 +32,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         Verb::Show { plan } => emit(context, &client.plan(plan).await?).await,
         Verb::Approve { plan } => emit(context, &client.approve_plan(plan).await?).await,
         Verb::Reject { plan } => emit(context, &client.reject_plan(plan).await?).await,
+        Verb::Export => output.print(&client.export().await?),
         Verb::Now => {
             let now = client.plan_now().await?;
             let names = Names::of_vms(context).await?;

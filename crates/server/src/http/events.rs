@@ -218,8 +218,8 @@ impl Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use drover_control::interface::Kept;
     use drover_control::Settings;
+    use drover_control::interface::Kept;
     use drover_model::event::Severity;
     use drover_model::{Revision, TimeMs};
 

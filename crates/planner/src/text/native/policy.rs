@@ -41,6 +41,7 @@ keys! {
     "eagerness" = eagerness,
     "wake_above" = wake_above,
     "hosts_up_min" = hosts_up_min,
+    "wake_trial_every_ms" = wake_trial_every,
     "spare_hosts" = spare_hosts,
     "forecast_ahead_ms" = forecast_ahead,
     "quantile" = quantile,
