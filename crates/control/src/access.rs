@@ -134,6 +134,10 @@ pub fn join(
             networks: Default::default(),
             overlay_address: None,
             boot_time: None,
+            attributes: Default::default(),
+            power_cycles: 0,
+            off_since: None,
+            wake_failed: None,
         });
     }
     control.tables.event(

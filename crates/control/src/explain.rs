@@ -5,9 +5,9 @@ use crate::interface::{Actor, Refusal};
 use drover_model::event::Event;
 use drover_model::intent::{Host, Role, Vm};
 use drover_model::migration::{MigrationPhase, MigrationRecord};
-use drover_model::plan::{Action, Heat, Plan, PlanRecord, PlanState, Rejected, StepState};
+use drover_model::plan::{Action, Heat, Plan, PlanRecord, PlanState, Rejected, Step, StepState};
 use drover_model::world::HostState;
-use drover_model::{HostId, MigrationId, PlanId, TimeMs, VmId};
+use drover_model::{HostId, MigrationId, Millis, PlanId, TimeMs, VmId};
 
 const HISTORY_MAX: usize = 20;
 const REJECTED_MAX: usize = 10;
@@ -142,9 +142,14 @@ impl Control {
         let why = status.why.map(|why| format!(" ({why})")).unwrap_or_default();
         let answer = format!("{name} is {}, {place}{why}.", status.phase);
         let mut because = Vec::new();
+        let mut alternatives = Vec::new();
         if let Some(last) = self.migrations().rev().find(|m| m.vm == vm.id) {
             because.push(self.say_migration(last));
             if let Some(record) = last.plan.and_then(|id| self.plan(id)) {
+                if let Some((number, step)) = step_of(record, last) {
+                    because.push(self.say_step(record, number, step));
+                    alternatives.extend(step.alternatives.iter().map(|lost| self.say_rejected(lost)));
+                }
                 because.push(self.say_plan(record));
                 because.extend(record.verification.as_ref().map(|v| format!("afterwards: {}", v.summary)));
             }
@@ -158,6 +163,11 @@ impl Control {
             let hosts: Vec<&str> = vm.spec.pinned_to.iter().map(HostId::as_str).collect();
             because.push(format!("it is pinned to {}", hosts.join(", ")));
         }
+        // A rule may be about other tenants' vms, too.
+        if actor.role == Role::Operator {
+            let about = self.rules_of(&vm.id);
+            because.extend(about.map(|rule| format!("placement rule {}: {}", rule.id, self.say_rule(rule))));
+        }
         because.extend(
             vm.spec.anti_affinity.as_ref().map(|group| format!("it shares no host with others of group {group}")),
         );
@@ -165,10 +175,12 @@ impl Control {
             |rejected: &&Rejected| matches!(&rejected.action, Action::Migrate { vm: id, .. } if *id == vm.id);
         // Alternatives name other tenants' hosts and load: for operators only.
         let rejected = match (&actor.role, self.latest_plan()) {
-            (Role::Operator, Some(plan)) => {
-                plan.rejected.iter().filter(concerns).take(REJECTED_MAX).map(|r| self.say_rejected(r)).collect()
+            (Role::Operator, plan) => {
+                let lately = plan.iter().flat_map(|plan| &plan.rejected).filter(concerns);
+                alternatives.extend(lately.take(REJECTED_MAX).map(|lost| self.say_rejected(lost)));
+                alternatives
             }
-            _ => Vec::new(),
+            (Role::Tenant { .. }, _) => Vec::new(),
         };
         Explanation {
             object: object.to_owned(),
@@ -213,6 +225,14 @@ impl Control {
                 None => format!("it is {heat}"),
             });
         }
+        let switched = |event: &&Event| matches!(event.kind.as_str(), "host-wake" | "host-power-off");
+        let about = format!("host/{}", host.id);
+        let last = self.tables.events.iter().rev().filter(|event| event.object == about).find(switched);
+        because.extend(last.map(|event| format!("last switched {} ago: {}", now.since(event.at), event.text)));
+        if host.power_cycles > 0 {
+            because.push(format!("drover has switched it off {} times", host.power_cycles));
+        }
+        because.extend(status.wake_problem.map(str::to_owned));
         if !status.power_managed {
             because.push("it has no power driver, so drover never switches it off".to_owned());
         }
@@ -230,6 +250,19 @@ impl Control {
             rejected: rejected.iter().filter(concerns).take(REJECTED_MAX).map(|r| self.say_rejected(r)).collect(),
             history: self.history(&format!("host/{}", host.id)),
         }
+    }
+
+    fn say_step(&self, record: &PlanRecord, number: usize, step: &Step) -> String {
+        let text = format!(
+            "step {} of plan {}: {}, because {}; it was to gain {} and to cost {}",
+            number + 1,
+            record.id,
+            self.say(&step.action),
+            step.reason,
+            step.gain,
+            step.cost
+        );
+        self.with_names(&text)
     }
 
     fn say_plan(&self, record: &PlanRecord) -> String {
@@ -269,11 +302,23 @@ impl Control {
         let mut because = vec![record.findings.why.clone()];
         because.extend(steps);
         because.extend(record.verification.as_ref().map(|v| format!("afterwards: {}", v.summary)));
+        if record.plan.timing.makespan > Millis::ZERO {
+            let timing = &record.plan.timing;
+            because.push(format!(
+                "it was to take {}, and no order of its steps could take less than {}",
+                timing.makespan, timing.bound
+            ));
+        }
+        if let Some(bound) = record.plan.predicted.rate_bound {
+            let after = record.plan.predicted.rate_after;
+            because.push(format!("it leads to {after}, and no placement could cost less than {bound}"));
+        }
+        let lost = record.plan.steps.iter().flat_map(|step| &step.alternatives).chain(&record.plan.rejected);
         Explanation {
             object: format!("plan/{}", record.id),
             answer: format!("{}. It {state}.", self.say_plan(record)),
             because,
-            rejected: record.plan.rejected.iter().take(REJECTED_MAX).map(|r| self.say_rejected(r)).collect(),
+            rejected: lost.take(REJECTED_MAX).map(|r| self.say_rejected(r)).collect(),
             history: self.history(&format!("plan/{}", record.id)),
         }
     }
@@ -323,4 +368,10 @@ impl Control {
             history: self.history(&format!("vm/{}", record.vm)),
         }
     }
+}
+
+/// The step that a migration carried out, and its place.
+fn step_of<'a>(record: &'a PlanRecord, migration: &MigrationRecord) -> Option<(usize, &'a Step)> {
+    let moves = |step: &Step| matches!(&step.action, Action::Migrate { vm, to, .. } if *vm == migration.vm && *to == migration.to);
+    record.plan.steps.iter().enumerate().find(|(_, step)| moves(step))
 }

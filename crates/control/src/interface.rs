@@ -8,16 +8,17 @@
 
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationUpdate};
 use drover_model::event::Event;
-use drover_model::intent::{ApiToken, Host, Image, JoinToken, Role, RunIntent, Tenant, Vm, VmSpec};
+use drover_model::intent::{ApiToken, Host, HostAttributes, Image, JoinToken, Role, RunIntent, Tenant, Vm, VmSpec};
 use drover_model::inventory::{HostFacts, VmInventory};
 use drover_model::load::{HostSample, VmSample};
 use drover_model::migration::{Method, MigrationRecord, Priority};
 use drover_model::network::{HostNetwork, Network, Port, SecurityGroup, SecurityRule, Subnet};
+use drover_model::placement::PlacementRule;
 use drover_model::plan::PlanRecord;
 use drover_model::policy::Policy;
 use drover_model::{
-    CommandId, HostId, ImageId, MigrationId, Millis, NetworkId, NetworkName, PlanId, PortId, Revision, SecurityGroupId,
-    TenantId, TimeMs, TokenId, VmId,
+    CommandId, HostId, ImageId, MigrationId, Millis, NetworkId, NetworkName, PlanId, PortId, Revision, RuleId,
+    SecurityGroupId, TenantId, TimeMs, TokenId, VmId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,12 +120,24 @@ pub enum Effect {
         request: RequestId,
         result: Result<Reply, Refusal>,
     },
+    /// What was learned of vms' daily patterns, beside the objects and in no revision. Lost, it is learned anew.
+    KeepPatterns {
+        kept: Vec<KeptPattern>,
+        forgotten: BTreeSet<VmId>,
+    },
     /// End this connection: the host was removed, or a newer connection took its place.
     Disconnect {
         host: HostId,
         connection: ConnectionId,
         why: String,
     },
+}
+
+/// What was learned of one vm; the store does not look into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptPattern {
+    pub vm: VmId,
+    pub json: String,
 }
 
 /// One transaction: everything in it becomes durable, or nothing does.
@@ -166,6 +179,7 @@ pub enum Object {
     Network(Network),
     SecurityGroup(SecurityGroup),
     Port(Port),
+    PlacementRule(PlacementRule),
 }
 
 /// The remembered answer to a request that carried an idempotency key.
@@ -187,7 +201,7 @@ pub struct ObjectKey {
 }
 
 impl Object {
-    pub const KINDS: [&'static str; 13] = [
+    pub const KINDS: [&'static str; 14] = [
         "tenant",
         "api-token",
         "join-token",
@@ -201,6 +215,7 @@ impl Object {
         "network",
         "security-group",
         "port",
+        "placement-rule",
     ];
 
     pub fn key(&self) -> ObjectKey {
@@ -218,6 +233,7 @@ impl Object {
             Self::Network(network) => (Self::KINDS[10], network.id.to_string()),
             Self::SecurityGroup(group) => (Self::KINDS[11], format!("{}/{}", group.tenant, group.id)),
             Self::Port(port) => (Self::KINDS[12], port.id.to_string()),
+            Self::PlacementRule(rule) => (Self::KINDS[13], rule.id.to_string()),
         };
         ObjectKey { kind, id }
     }
@@ -228,6 +244,16 @@ impl Object {
 pub struct Stored {
     pub revision: Revision,
     pub object: Object,
+}
+
+/// All that a store holds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Kept {
+    pub objects: Vec<Stored>,
+    /// The newest, oldest first.
+    pub events: Vec<Event>,
+    pub revision: Revision,
+    pub patterns: Vec<KeptPattern>,
 }
 
 /// Somebody asks for a change. Reading goes past the state machine, by [`crate::Control`]'s accessors.
@@ -286,6 +312,11 @@ pub enum Ask {
     PowerHost {
         host: HostId,
         on: bool,
+    },
+    /// Replaces all that the operator has said of it.
+    SetHostAttributes {
+        host: HostId,
+        attributes: HostAttributes,
     },
 
     CreateImage {
@@ -365,6 +396,12 @@ pub enum Ask {
     RemovePort {
         id: PortId,
     },
+    CreateRule {
+        rule: PlacementRule,
+    },
+    RemoveRule {
+        id: RuleId,
+    },
 
     /// Make a plan at once, whatever the loop's timing.
     PlanNow,
@@ -422,6 +459,7 @@ pub enum Reply {
         id: SecurityGroupId,
     },
     Port(PortId),
+    Rule(RuleId),
     /// [`Ask::PlanNow`] found nothing worth doing, and why.
     NoPlan(String),
     Policy,

@@ -18,9 +18,11 @@ mod live;
 mod membership;
 mod migrate;
 mod network;
+mod patterns;
 mod planning;
 mod power;
 mod requests;
+mod rules;
 mod tables;
 mod transfers;
 mod world;
@@ -37,11 +39,11 @@ use drover_model::intent::{ApiToken, Host, Image, Role, Tenant, Vm};
 use drover_model::inventory::HostFacts;
 use drover_model::load::HostSample;
 use drover_model::migration::{MigrationProgress, MigrationRecord};
-use drover_model::plan::{Findings, PlanRecord};
+use drover_model::plan::{Findings, PlanRecord, Scenario};
 use drover_model::policy::Policy;
 use drover_model::world::HostState;
 use drover_model::{EventSeq, HostId, ImageId, MigrationId, PlanId, Revision, TenantId, TimeMs, VmId};
-use interface::{Actor, AgentMessage, Effect, Input, ObjectKey, Refusal, RefusalKind, Stored};
+use interface::{Actor, AgentMessage, Effect, Input, Kept, ObjectKey, Refusal, RefusalKind};
 use live::{Heard, Live};
 use std::collections::BTreeSet;
 use tables::{Entity, Tables};
@@ -68,6 +70,7 @@ pub struct Control {
     planning: planning::Planning,
     transfers: transfers::Transfers,
     fabric: network::Fabric,
+    patterns: patterns::Patterns,
     /// Most hosts look dead at once: see [`membership`].
     brake: bool,
 }
@@ -81,13 +84,16 @@ pub struct HostStatus<'a> {
     pub last_report: Option<TimeMs>,
     pub sample: Option<&'a HostSample>,
     pub power_managed: bool,
+    /// Why drover does not count on being able to wake it, though it has a power driver.
+    pub wake_problem: Option<&'a str>,
     pub connected: bool,
 }
 
 impl Control {
-    /// From what the store holds. `events`: the newest, oldest first. Live state starts unknown.
-    pub fn load(stored: Vec<Stored>, events: Vec<Event>, revision: Revision, settings: Settings, now: TimeMs) -> Self {
-        let mut tables = Tables::load(stored, events, revision);
+    /// From what the store holds. Live state starts unknown.
+    pub fn load(kept: Kept, settings: Settings, now: TimeMs) -> Self {
+        let mut tables = Tables::load(kept.objects, kept.events, kept.revision);
+        let patterns = patterns::Patterns::load(kept.patterns, &tables);
         if tables.get::<Policy>(&()).is_none() {
             tables.put(settings.initial_policy.clone());
         }
@@ -106,6 +112,7 @@ impl Control {
             migrate: migrate::Migrate::default(),
             transfers,
             fabric,
+            patterns,
             planning,
             brake: false,
         }
@@ -124,6 +131,11 @@ impl Control {
             Input::Agent { host, connection, message } => {
                 let network_error = self.network_error(&host);
                 let heard = self.live.hear(now, &host, connection, &message);
+                if let (Heard::Fresh, AgentMessage::Report { load: Some((_, samples)), .. }) = (&heard, &message) {
+                    for (vm, sample) in samples.iter().filter(|(vm, _)| self.tables.vms.contains_key(vm)) {
+                        self.patterns.take(now, vm, sample.cpu_wanted);
+                    }
+                }
                 self.hear(now, &host, heard, message);
                 network::reported(self, now, &host, network_error.as_deref());
             }
@@ -132,6 +144,9 @@ impl Control {
         transfers::turn(self, now);
         for key in self.tables.changed() {
             self.fabric.note(&self.tables, key);
+        }
+        if is_tick {
+            self.live.effects.extend(self.patterns.keep());
         }
         let mut effects: Vec<Effect> = self.tables.take_commit().map(Effect::Commit).into_iter().collect();
         effects.extend(self.fabric.ahead(&self.tables, &self.live));
@@ -294,8 +309,18 @@ impl Control {
             last_report: live.and_then(|live| live.reported_at),
             sample: live.and_then(|live| live.load.last()).map(|(_, sample)| sample),
             power_managed: self.settings.power_managed.contains(id),
+            wake_problem: self.host(id).and_then(|host| self.wake_problem(host)),
             connected: live.is_some_and(|live| live.connection.is_some()),
         }
+    }
+
+    /// When a plan is being carried out, or a vm moves, or hosts have gone quiet, nothing is tried out.
+    fn is_calm(&self) -> bool {
+        let scenario = self.findings().map(|findings| findings.scenario);
+        !self.brake
+            && !self.planning.is_busy()
+            && self.migrations_open() == 0
+            && matches!(scenario, Some(Scenario::Balanced | Scenario::Underused))
     }
 
     /// Entries after `after`, oldest first, at most `limit`. Those older than the newest [`EVENTS_MAX`] are gone.

@@ -5,8 +5,8 @@
 //! right to is released; what the store has never heard of is reported and never touched, since a store
 //! restored from an old copy must not kill what runs.
 
-use crate::Control;
 use crate::live::{Answered, Seen};
+use crate::{Control, rules};
 use drover_model::command::{Command, VmRun};
 use drover_model::event::Severity;
 use drover_model::intent::{RunIntent, Vm};
@@ -273,6 +273,8 @@ fn remove(control: &mut Control, now: TimeMs, vm: &Vm) {
         return trouble(control, now, vm, Severity::Warning, "vm-removal-waits", text);
     }
     control.tables.remove::<Vm>(&vm.id);
+    rules::forget(control, now, &vm.id);
+    control.patterns.forget(&vm.id);
     vm_event(control, now, vm, Severity::Info, "vm-removed", format!("{} is gone", vm.spec.name));
 }
 

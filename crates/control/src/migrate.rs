@@ -325,8 +325,7 @@ fn commit(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
     control.tables.change::<Vm>(&record.vm, |vm| {
         vm.host = Some(record.to.clone());
         vm.generation = generation;
-        vm.moved_at = Some(now);
-        vm.moved_from = Some(record.from.clone());
+        vm.note_left(now, record.from.clone());
     });
     control.tables.change::<MigrationRecord>(&record.id, |m| m.phase = MigrationPhase::Committed);
     open(control, record.id).committed_at = Some(now);

@@ -55,6 +55,11 @@ impl Planning {
         self.findings.as_ref()
     }
 
+    /// A plan is being carried out, or settles.
+    pub fn is_busy(&self) -> bool {
+        self.current.is_some()
+    }
+
     pub fn idle(&self) -> Option<&Plan> {
         self.idle.as_ref()
     }

@@ -2,6 +2,9 @@
 //!
 //! The intent is committed before the driver is asked. A server that restarts in between asks the drivers how the
 //! hosts stand and goes on from there. Every operation is tried [`TRIES_MAX`] times; then a person has to look.
+//! Whether hosts that sleep can be counted on is [`readiness`]'s business.
+
+mod readiness;
 
 use crate::Control;
 use crate::interface::{Effect, PowerOp, PowerStatus, Refusal};
@@ -22,6 +25,7 @@ const SILENT_AFTER_START: Millis = Millis::secs(20);
 #[derive(Debug, Default)]
 pub struct Power {
     hosts: BTreeMap<HostId, Work>,
+    readiness: readiness::Readiness,
 }
 
 /// What is under way on one host.
@@ -71,6 +75,7 @@ pub fn wake(control: &mut Control, now: TimeMs, host: &HostId, why: &str) {
         return;
     }
     control.tables.change::<Host>(host, |row| row.power = PowerIntent::On);
+    control.power.readiness.forget(host);
     control.power.begin(now, host, PowerOp::On);
     let text = format!("{host} is woken: {why}");
     control.tables.event(now, Severity::Info, format!("host/{host}"), None, "host-wake", text);
@@ -93,7 +98,10 @@ pub fn switch_off(
     if vms > 0 {
         return Err(Refusal::conflict(format!("{host} still holds {vms} vms: `drover host drain {host}` first")));
     }
-    control.tables.change::<Host>(host, |row| row.power = intent);
+    control.tables.change::<Host>(host, |row| {
+        row.power = intent;
+        row.off_since = Some(now);
+    });
     control.power.begin(now, host, PowerOp::Off);
     let text = format!("{host} is powered off: {why}");
     control.tables.event(now, Severity::Info, format!("host/{host}"), None, "host-power-off", text);
@@ -101,6 +109,7 @@ pub fn switch_off(
 }
 
 pub fn turn(control: &mut Control, now: TimeMs) {
+    readiness::turn(control, now);
     let hosts: Vec<HostId> = control.power.hosts.keys().cloned().collect();
     for host in hosts {
         let Some(work) = control.power.hosts.get_mut(&host) else { continue };
@@ -128,11 +137,21 @@ pub fn turn(control: &mut Control, now: TimeMs) {
 
 /// The driver has answered.
 pub fn finished(control: &mut Control, now: TimeMs, host: &HostId, op: PowerOp, result: Result<PowerStatus, String>) {
-    let Some(work) = control.power.hosts.get_mut(host).filter(|work| work.op == op) else { return };
+    let Some(work) = control.power.hosts.get_mut(host).filter(|work| work.op == op) else {
+        if op == PowerOp::Status {
+            readiness::answered(control, now, host, result);
+        }
+        return;
+    };
     work.busy = false;
     match result {
         Ok(status) if op == PowerOp::Status => resumed(control, now, host, status),
-        Ok(_) => work.driver_done = true,
+        Ok(_) => {
+            work.driver_done = true;
+            if op == PowerOp::Off {
+                control.tables.change::<Host>(host, |row| row.power_cycles = row.power_cycles.saturating_add(1));
+            }
+        }
         Err(why) if work.tries < TRIES_MAX => {
             work.try_at = now.plus(TRY_AGAIN_AFTER);
             let text = format!("the power driver of {host} failed and is tried again: {why}");
@@ -169,17 +188,31 @@ fn resumed(control: &mut Control, now: TimeMs, host: &HostId, status: PowerStatu
 
 /// A host that could not be switched either way is taken for on: its heartbeats say the rest.
 fn give_up(control: &mut Control, now: TimeMs, host: &HostId, text: String) {
+    let waking = control.power.is_waking(host);
     control.power.hosts.remove(host);
-    control.tables.change::<Host>(host, |row| row.power = PowerIntent::On);
+    control.tables.change::<Host>(host, |row| {
+        row.power = PowerIntent::On;
+        row.off_since = None;
+        if waking {
+            row.wake_failed = Some(text.clone());
+        }
+    });
     control.tables.event(now, Severity::Escalation, format!("host/{host}"), None, "host-power-failed", text);
 }
 
 /// The host's agent has connected: a wake is over, or somebody switched a sleeping host on by hand.
 pub fn connected(control: &mut Control, now: TimeMs, host: &HostId) {
+    if control.host(host).is_some_and(|row| row.wake_failed.is_some()) {
+        control.tables.change::<Host>(host, |row| row.wake_failed = None);
+    }
+    control.power.readiness.forget(host);
     if let Some(work) = control.power.hosts.get(host).filter(|work| work.op == PowerOp::On) {
         let took = now.since(work.since);
         control.power.hosts.remove(host);
-        control.tables.change::<Host>(host, |row| row.boot_time = Some(took));
+        control.tables.change::<Host>(host, |row| {
+            row.boot_time = Some(took);
+            row.off_since = None;
+        });
         let text = format!("{host} answered {took} after it was switched on");
         control.tables.event(now, Severity::Info, format!("host/{host}"), None, "host-woken", text);
     } else if control.host(host).is_some_and(|row| row.power == PowerIntent::On) {
@@ -188,7 +221,10 @@ pub fn connected(control: &mut Control, now: TimeMs, host: &HostId) {
     } else if !control.power.is_switching_off(host)
         && control.host(host).is_some_and(|row| row.power != PowerIntent::On)
     {
-        control.tables.change::<Host>(host, |row| row.power = PowerIntent::On);
+        control.tables.change::<Host>(host, |row| {
+            row.power = PowerIntent::On;
+            row.off_since = None;
+        });
         let text = format!("{host} was switched on by other hands and is used again");
         control.tables.event(now, Severity::Info, format!("host/{host}"), None, "host-woken", text);
     }

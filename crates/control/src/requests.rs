@@ -4,10 +4,10 @@
 
 use crate::interface::{Actor, Ask, Idempotency, ObjectKey, Refusal, RefusalKind, Reply, Request};
 use crate::live::Seen;
-use crate::{Control, access, lifecycle, migrate, network, planning, power};
+use crate::{Control, access, lifecycle, migrate, network, planning, power, rules};
 use drover_model::command::Command;
 use drover_model::event::Severity;
-use drover_model::intent::{Host, Image, JoinToken, PowerIntent, Role, RunIntent, Tenant, Vm, VmSpec};
+use drover_model::intent::{Host, HostAttributes, Image, JoinToken, PowerIntent, Role, RunIntent, Tenant, Vm, VmSpec};
 use drover_model::inventory::VmState;
 use drover_model::load::DailyPattern;
 use drover_model::migration::MigrationRecord;
@@ -131,7 +131,8 @@ fn object_of(ask: &Ask) -> Option<ObjectKey> {
         Ask::RemoveHost { host }
         | Ask::DrainHost { host }
         | Ask::UndrainHost { host }
-        | Ask::PowerHost { host, .. } => key("host", host),
+        | Ask::PowerHost { host, .. }
+        | Ask::SetHostAttributes { host, .. } => key("host", host),
         Ask::RemoveImage { id } => key("image", id),
         Ask::SetRun { vm, .. } | Ask::RemoveVm { vm } | Ask::MigrateVm { vm, .. } | Ask::MeasureVm { vm, .. } => {
             key("vm", vm)
@@ -147,6 +148,7 @@ fn object_of(ask: &Ask) -> Option<ObjectKey> {
         }
         Ask::SetSecurityGroups { vm, .. } => key("vm", vm),
         Ask::RemovePort { id } => key("port", id),
+        Ask::RemoveRule { id } => key("placement-rule", id),
         Ask::CreateTenant { .. }
         | Ask::CreateToken { .. }
         | Ask::CreateJoinToken { .. }
@@ -156,6 +158,7 @@ fn object_of(ask: &Ask) -> Option<ObjectKey> {
         | Ask::CreateNetwork { .. }
         | Ask::CreateSecurityGroup { .. }
         | Ask::CreatePort { .. }
+        | Ask::CreateRule { .. }
         | Ask::PlanNow => None,
     }
 }
@@ -198,6 +201,7 @@ fn as_operator(control: &mut Control, now: TimeMs, actor: &Actor, ask: Ask) -> R
         Ask::DrainHost { host } => drain(control, now, &host, true, by),
         Ask::UndrainHost { host } => drain(control, now, &host, false, by),
         Ask::PowerHost { host, on } => power_host(control, now, &host, on, by),
+        Ask::SetHostAttributes { host, attributes } => set_attributes(control, now, &host, attributes, by),
         Ask::CreateImage { image } => create_image(control, now, image),
         Ask::RemoveImage { id } => remove_image(control, now, &id),
         Ask::MigrateVm { vm, to, method } => migrate::by_hand(control, now, &vm, to, method, by).map(Reply::Migration),
@@ -212,6 +216,8 @@ fn as_operator(control: &mut Control, now: TimeMs, actor: &Actor, ask: Ask) -> R
         Ask::SetPolicy { policy } => set_policy(control, now, *policy, by),
         Ask::CreatePort { spec } => network::create_port(control, now, actor, spec),
         Ask::RemovePort { id } => network::remove_port(control, now, actor, &id),
+        Ask::CreateRule { rule } => rules::create(control, now, rule, by),
+        Ask::RemoveRule { id } => rules::remove(control, now, &id, by),
         Ask::Join { .. }
         | Ask::CreateVm { .. }
         | Ask::SetRun { .. }
@@ -236,6 +242,10 @@ fn remove_host(control: &mut Control, now: TimeMs, host: &HostId) -> Result<Repl
     }
     if let Some(port) = control.ports().find(|port| port.host == *host) {
         let detail = format!("{host} has port {}: `drover port rm {}` first", port.id, port.id);
+        return Err(Refusal::conflict(detail));
+    }
+    if let Some(rule) = control.rule_that_names(host) {
+        let detail = format!("placement rule {rule} names {host}: `drover rule rm {rule}` first");
         return Err(Refusal::conflict(detail));
     }
     control.tables.remove::<Host>(host);
@@ -295,6 +305,39 @@ fn power_host(control: &mut Control, now: TimeMs, host: &HostId, on: bool, by: &
     Ok(Reply::Host(host.clone()))
 }
 
+/// The most that anything is priced at, in millionths.
+const PRICE_MAX: i64 = 1_000_000_000_000;
+
+fn set_attributes(
+    control: &mut Control,
+    now: TimeMs,
+    host: &HostId,
+    attributes: HostAttributes,
+    by: &str,
+) -> Result<Reply, Refusal> {
+    let row = control.require::<Host>(host, "host")?;
+    if attributes.labels.len() > HostAttributes::LABELS_MAX {
+        return Err(Refusal::invalid("labels", format!("at most {} are taken", HostAttributes::LABELS_MAX)));
+    }
+    if attributes.link == Some(Bytes::ZERO) {
+        return Err(Refusal::invalid("link_bytes_s", "must be above 0; leave it out for no limit".to_owned()));
+    }
+    if attributes.power.is_some_and(|curve| !curve.is_sound()) {
+        let detail = "must be eleven figures, at 0, 10, ... 100 % of the processor, none below the one before it,                       from 0 to 100000 watts";
+        return Err(Refusal::invalid("power_curve_watts", detail.to_owned()));
+    }
+    if attributes.power_cycle_price.is_some_and(|price| !(0..=PRICE_MAX).contains(&price.0)) {
+        let detail = format!("must lie between 0 and {PRICE_MAX} millionths");
+        return Err(Refusal::invalid("power_cycle_price_micro", detail));
+    }
+    if row.attributes != attributes {
+        control.tables.change::<Host>(host, |row| row.attributes = attributes);
+        let text = format!("{by} changed what is said of {host}");
+        control.tables.event(now, Severity::Info, format!("host/{host}"), None, "host-set", text);
+    }
+    Ok(Reply::Host(host.clone()))
+}
+
 fn create_image(control: &mut Control, now: TimeMs, image: Image) -> Result<Reply, Refusal> {
     if control.image(&image.id).is_some() {
         return Err(
@@ -348,6 +391,12 @@ fn create_vm(control: &mut Control, now: TimeMs, actor: &Actor, id: VmId, mut sp
         let detail = format!("{} has a vm {} already: choose another name", spec.tenant, spec.name);
         return Err(Refusal::conflict(detail).at("name"));
     }
+    let vcpus = CpuMillis(u64::from(spec.vcpus) * 1_000);
+    if spec.cpu_reserved > vcpus {
+        let detail =
+            format!("{} can't be reserved for a vm of {} vcpus: at most {vcpus}", spec.cpu_reserved, spec.vcpus);
+        return Err(Refusal::invalid("cpu_reserved_millis", detail));
+    }
     if control.tables.vms.len() >= VMS_MAX {
         return Err(Refusal::conflict(format!("the cluster has {VMS_MAX} vms, its limit")));
     }
@@ -361,8 +410,7 @@ fn create_vm(control: &mut Control, now: TimeMs, actor: &Actor, id: VmId, mut sp
         host: None,
         generation: drover_model::Generation(0),
         migration: None,
-        moved_at: None,
-        moved_from: None,
+        left: Vec::new(),
         deleting: false,
         remains_on: Default::default(),
     };
@@ -395,7 +443,7 @@ fn fits_somewhere(control: &Control, now: TimeMs, id: &VmId, spec: &VmSpec) -> R
         pattern: DailyPattern::default(),
         disk: Bytes::ZERO,
         pool: None,
-        cpu_reserved: CpuMillis::ZERO,
+        cpu_reserved: spec.cpu_reserved,
         load: Default::default(),
     };
     world.vms.insert(id.clone(), view);

@@ -9,11 +9,12 @@ use drover_model::event::{Event, Severity};
 use drover_model::intent::{ApiToken, Host, Image, JoinToken, Tenant, Vm};
 use drover_model::migration::MigrationRecord;
 use drover_model::network::{Network, Port, SecurityGroup};
+use drover_model::placement::PlacementRule;
 use drover_model::plan::PlanRecord;
 use drover_model::policy::Policy;
 use drover_model::{
-    EventSeq, HostId, ImageId, MigrationId, NetworkId, PlanId, PortId, Revision, SecurityGroupId, TenantId, TimeMs,
-    TokenId, VmId,
+    EventSeq, HostId, ImageId, MigrationId, NetworkId, PlanId, PortId, Revision, RuleId, SecurityGroupId, TenantId,
+    TimeMs, TokenId, VmId,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -46,6 +47,7 @@ pub struct Tables {
     /// A group's name is unique within its tenant.
     pub security_groups: Table<(TenantId, SecurityGroupId), SecurityGroup>,
     pub ports: Table<PortId, Port>,
+    pub rules: Table<RuleId, PlacementRule>,
     pub events: VecDeque<Event>,
     next_event: EventSeq,
     changes: Changes,
@@ -112,6 +114,7 @@ entity!(SecurityGroup, (TenantId, SecurityGroupId), security_groups, Object::Sec
     g.id.clone()
 ));
 entity!(Port, PortId, ports, Object::Port, |p| p.id.clone());
+entity!(PlacementRule, RuleId, rules, Object::PlacementRule, |r| r.id.clone());
 
 impl Tables {
     pub fn load(stored: Vec<Stored>, events: Vec<Event>, revision: Revision) -> Self {
@@ -134,6 +137,7 @@ impl Tables {
                 Object::Network(value) => insert(&mut tables, revision, value),
                 Object::SecurityGroup(value) => insert(&mut tables, revision, value),
                 Object::Port(value) => insert(&mut tables, revision, value),
+                Object::PlacementRule(value) => insert(&mut tables, revision, value),
             }
         }
         tables.next_event = events.last().map_or(EventSeq(1), |event| event.seq.next());
@@ -250,6 +254,7 @@ impl Tables {
                 of(&self.security_groups, key)
             }
             "port" => of(&self.ports, id.parse().ok()),
+            "placement-rule" => of(&self.rules, id.parse().ok()),
             _ => None,
         }
     }

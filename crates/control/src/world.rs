@@ -5,12 +5,16 @@ use crate::compatibility::{Kinds, reach};
 use crate::live::Seen;
 use drover_model::intent::{Host, PowerIntent, RunIntent, Vm};
 use drover_model::inventory::{VmInventory, VmState};
-use drover_model::load::{DailyPattern, VmSample};
+use drover_model::load::VmSample;
+use drover_model::migration::MigrationPhase;
 use drover_model::world::{HostView, Movable, VmView, World};
-use drover_model::{Bytes, CpuMillis, HostId, Millis, TimeMs, VmId};
+use drover_model::{Bytes, HostId, Millis, TimeMs, VmId};
+use std::collections::BTreeMap;
 
 /// Until a host's first boot was measured.
 const BOOT_TIME_GUESS: Millis = Millis::secs(120);
+/// What "recent" means for moves from and to a host.
+const RECENT: Millis = Millis::secs(3_600);
 
 /// How a vm stands, for those who read.
 #[derive(Debug, Clone)]
@@ -28,8 +32,11 @@ impl Control {
     /// Everything the planner may know, at `now`.
     pub fn world(&self, now: TimeMs) -> World {
         let kinds = Kinds::of(self);
+        let moves = self.moves_recent(now);
+        let recent = |host: &HostId| moves.get(host).copied().unwrap_or(0);
         World {
-            hosts: self.hosts().map(|host| (host.id.clone(), self.host_view(host, &kinds))).collect(),
+            hosts: self.hosts().map(|host| (host.id.clone(), self.host_view(host, &kinds, recent(&host.id)))).collect(),
+            rules: self.placement_rules().cloned().collect(),
             vms: self.vms().filter_map(|vm| Some((vm.id.clone(), self.vm_view(vm, now)?))).collect(),
             ..World::empty(now, self.revision(), self.policy().clone())
         }
@@ -41,28 +48,48 @@ impl Control {
         World { vms, ..World::empty(now, self.revision(), self.policy().clone()) }
     }
 
-    fn host_view(&self, host: &Host, kinds: &Kinds) -> HostView {
+    /// Of each host: moves from and to it that are under way or ended a short while ago. Those that never began don't count.
+    fn moves_recent(&self, now: TimeMs) -> BTreeMap<&HostId, u32> {
+        let mut moves = BTreeMap::new();
+        for record in self.migrations() {
+            let counts = match (&record.phase, record.finished_at) {
+                (MigrationPhase::Failed { .. } | MigrationPhase::Cancelled { .. }, _) => false,
+                (_, Some(at)) => now.since(at) < RECENT,
+                (_, None) => true,
+            };
+            if counts {
+                *moves.entry(&record.from).or_default() += 1;
+                *moves.entry(&record.to).or_default() += 1;
+            }
+        }
+        moves
+    }
+
+    fn host_view(&self, host: &Host, kinds: &Kinds, moves_recent: u32) -> HostView {
         let (kind, refuses) = kinds.of_host(&host.id);
         let live = self.live.hosts.get(&host.id);
+        let said = &host.attributes;
         HostView {
             state: self.live.state(&host.id),
             capacity: host.capacity,
             maintenance: host.maintenance,
-            power_managed: self.settings.power_managed.contains(&host.id) && host.power != PowerIntent::Off,
+            power_managed: self.settings.power_managed.contains(&host.id)
+                && host.power != PowerIntent::Off
+                && self.wake_problem(host).is_none(),
             boot_time: host.boot_time.unwrap_or(BOOT_TIME_GUESS),
             networks: reach(host),
             kind,
             refuses,
             load: live.map(|live| live.load.clone()).unwrap_or_default(),
             since: live.map_or(self.started_at, |live| live.since),
-            rack: None,
-            zone: None,
-            labels: Default::default(),
-            disk: None,
-            link: None,
-            power: None,
-            power_cycle_price: None,
-            moves_recent: 0,
+            rack: said.rack.clone(),
+            zone: said.zone.clone(),
+            labels: said.labels.clone(),
+            disk: said.disk,
+            link: said.link,
+            power: said.power,
+            power_cycle_price: said.power_cycle_price,
+            moves_recent,
         }
     }
 
@@ -83,11 +110,11 @@ impl Control {
             pinned_to: vm.spec.pinned_to.clone(),
             host: vm.host.clone(),
             movable: self.movable_by_plan(vm, seen, now),
-            left: vm.moved_at.zip(vm.moved_from.clone()).into_iter().collect(),
-            pattern: DailyPattern::default(),
+            left: vm.left.clone(),
+            pattern: self.patterns.of(&vm.id),
             disk: Bytes::ZERO,
             pool: None,
-            cpu_reserved: CpuMillis::ZERO,
+            cpu_reserved: vm.spec.cpu_reserved,
             load: self.live.vm_load.get(&vm.id).cloned().unwrap_or_default(),
         })
     }
@@ -107,6 +134,9 @@ impl Control {
         }
         if !vm.spec.pinned_to.is_empty() && !vm.spec.pinned_to.contains(to) {
             return Some(format!("{} is pinned to other hosts than {to}", vm.spec.name));
+        }
+        if let Some(why) = self.breaks_rule(vm, to) {
+            return Some(why);
         }
         if let Some(why) = self.incompatible(vm, to) {
             return Some(why);

@@ -1,9 +1,11 @@
 //! What somebody decided. These are the objects of the store; every one is changed by compare-and-swap only.
 
 use crate::network::Bandwidth;
+use crate::policy::PowerCurve;
+use crate::world::VmView;
 use crate::{
-    Bytes, Generation, GroupId, HostId, ImageId, MigrationId, Millis, NetworkId, SecurityGroupId, TenantId, TimeMs,
-    VmId, VmName,
+    Bytes, CpuMillis, Generation, GroupId, HostId, ImageId, Label, MicroMoney, MigrationId, Millis, NetworkId, RackId,
+    SecurityGroupId, TenantId, TimeMs, VmId, VmName, ZoneId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +39,7 @@ pub struct ImageFile {
 }
 
 /// A host that has joined.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Host {
     pub id: HostId,
     pub joined_at: TimeMs,
@@ -53,6 +55,39 @@ pub struct Host {
     pub overlay_address: Option<std::net::IpAddr>,
     /// Measured time from power-on to the agent's first word, for the planner.
     pub boot_time: Option<Millis>,
+    #[serde(default)]
+    pub attributes: HostAttributes,
+    /// How often drover has switched it off: each is wear.
+    #[serde(default)]
+    pub power_cycles: u32,
+    /// Since when it is off, by drover's doing; `None` while it should be on.
+    #[serde(default)]
+    pub off_since: Option<TimeMs>,
+    /// Why its last wake failed: it is not counted on until it has answered again.
+    #[serde(default)]
+    pub wake_failed: Option<String>,
+}
+
+/// What the operator says of a host and no agent can know.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostAttributes {
+    pub rack: Option<RackId>,
+    pub zone: Option<ZoneId>,
+    /// At most [`HostAttributes::LABELS_MAX`].
+    pub labels: BTreeSet<Label>,
+    /// Room for the disks that vms have on the host itself; `None`: not limited.
+    pub disk: Option<Bytes>,
+    /// What its link carries each way, per second; `None`: not limited.
+    pub link: Option<Bytes>,
+    /// `None`: what the policy's price list says of any host.
+    pub power: Option<PowerCurve>,
+    /// Wear of switching it off and on once; `None`: as the price list says.
+    pub power_cycle_price: Option<MicroMoney>,
+}
+
+impl HostAttributes {
+    pub const LABELS_MAX: usize = 64;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +115,9 @@ pub struct VmSpec {
     pub anti_affinity: Option<GroupId>,
     /// If not empty: runs on these hosts only.
     pub pinned_to: BTreeSet<HostId>,
+    /// Processor that its host keeps for it; at most its vcpus.
+    #[serde(default)]
+    pub cpu_reserved: CpuMillis,
     /// Handed to the guest on its kernel command line as `drover.<key>=<value>`.
     pub guest_args: BTreeMap<String, String>,
 }
@@ -118,10 +156,9 @@ pub struct Vm {
     pub generation: Generation,
     /// The move under way, if any.
     pub migration: Option<MigrationId>,
-    /// When it last arrived on another host.
-    pub moved_at: Option<TimeMs>,
-    /// Where it was before that.
-    pub moved_from: Option<HostId>,
+    /// Hosts that it left by moving, and when, oldest first; see [`VmView::left`].
+    #[serde(default)]
+    pub left: Vec<(TimeMs, HostId)>,
     /// Its owner removed it; it goes once every host has let go of it.
     pub deleting: bool,
     /// Hosts that have lost the right to run it, or never got it, and have not yet been seen without it.
@@ -130,6 +167,14 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// It has moved away from a host. What is too old to matter is forgotten, but for the newest.
+    pub fn note_left(&mut self, now: TimeMs, from: HostId) {
+        self.left.retain(|(at, _)| now.since(*at) < VmView::LEFT_KEPT);
+        self.left.push((now, from));
+        let surplus = self.left.len().saturating_sub(VmView::LEFT_MAX);
+        self.left.drain(..surplus);
+    }
+
     /// Locally administered unicast MAC (IEEE 802-2014, clause 8.2) from the vm id: stable
     /// for the vm's life. 40 bits, so two in a million vms share one with a chance of one half; a
     /// network that minds must give its own.
@@ -173,6 +218,29 @@ pub struct JoinToken {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moves_are_remembered_for_six_hours_and_the_last_one_for_good() {
+        let mut vm: Vm = serde_json::from_value(serde_json::json!({
+            "id": "vm-abcdefghijkl", "created_at": 5, "run": "running", "host": "h1", "generation": 3,
+            "migration": null, "deleting": false,
+            "spec": {
+                "name": "web-1", "tenant": "acme", "image": "tiny", "vcpus": 1, "memory": 96 << 20, "nic": null,
+                "anti_affinity": null, "pinned_to": [], "guest_args": {},
+            },
+        }))
+        .unwrap();
+        let host = |n: u64| -> HostId { format!("h{n}").parse().unwrap() };
+        vm.note_left(TimeMs(0), host(1));
+        vm.note_left(TimeMs(1), host(2));
+        assert_eq!(vm.left.len(), 2);
+        vm.note_left(TimeMs(VmView::LEFT_KEPT.0), host(3));
+        assert_eq!(vm.left.iter().map(|(_, host)| host.clone()).collect::<Vec<_>>(), [host(2), host(3)]);
+        for n in 0..100 {
+            vm.note_left(TimeMs(VmView::LEFT_KEPT.0 + n), host(n));
+        }
+        assert_eq!((vm.left.len(), vm.left.last().unwrap().1.clone()), (VmView::LEFT_MAX, host(99)));
+    }
 
     #[test]
     fn derived_mac_is_unicast_and_locally_administered() {

@@ -126,6 +126,8 @@ pub struct Policy {
     pub wake_above: Ratio,
     /// Never fewer hosts up than this.
     pub hosts_up_min: u32,
+    /// A host that has slept this long is woken once to see that it still wakes; 0: never. At most 90 days.
+    pub wake_trial_every: Millis,
     /// Every plan keeps room for the vms of any so many hosts that may be lost at once; one that lacks it already makes it
     /// no worse. 0 to 4.
     pub spare_hosts: u32,
@@ -218,6 +220,7 @@ impl Default for Policy {
             eagerness: Eagerness(3),
             wake_above: Ratio(0.70),
             hosts_up_min: 1,
+            wake_trial_every: Millis::secs(7 * 86_400),
             spare_hosts: 0,
             forecast_ahead: Millis::secs(30),
             quantile: 0.9,
@@ -307,6 +310,9 @@ impl Policy {
         }
         if !(1..=5).contains(&self.eagerness.0) {
             return bad("eagerness", "must lie between 1 (conservative) and 5 (aggressive)");
+        }
+        if self.wake_trial_every.0 > 90 * 86_400_000 {
+            return bad("wake_trial_every", "must be at most 90 days (7776000000 ms); 0 is never");
         }
         if self.spare_hosts > 4 {
             return bad("spare_hosts", "must lie between 0 and 4");

@@ -27,6 +27,7 @@ mod problem;
 mod rules;
 pub mod schedule;
 mod search;
+pub mod text;
 mod verify;
 
 pub use apply::apply;

@@ -78,7 +78,8 @@ impl Seen {
             | Object::Idempotency(_)
             | Object::Network(_)
             | Object::SecurityGroup(_)
-            | Object::Port(_) => false,
+            | Object::Port(_)
+            | Object::PlacementRule(_) => false,
         }
     }
 }

@@ -12,10 +12,11 @@
 use crate::hub::{End, Hub};
 use crate::metrics::Metrics;
 use crate::power::{PowerDrivers, PowerResult};
-use crate::store::{Loaded, Store, StoreError};
+use crate::store::{Store, StoreError};
 use drover_api::agent::ToAgent;
 use drover_control::interface::{
-    Actor, AgentMessage, Ask, Commit, ConnectionId, Effect, Input, Refusal, RefusalKind, Reply, Request, RequestId,
+    Actor, AgentMessage, Ask, Commit, ConnectionId, Effect, Input, Kept, Refusal, RefusalKind, Reply, Request,
+    RequestId,
 };
 use drover_control::{Control, Settings};
 use drover_model::{EventSeq, HostId, Revision, TimeMs};
@@ -287,6 +288,11 @@ impl Shell {
                 Effect::Network { host: _, connection, network } => {
                     self.around.hub.send(connection, ToAgent::Network { network });
                 }
+                Effect::KeepPatterns { kept, forgotten } => {
+                    if let Err(error) = self.store.keep(&kept, &forgotten).await {
+                        return self.broken(error).await;
+                    }
+                }
                 Effect::Power { host, op } => self.around.power.ask(&host, op),
                 Effect::Reply { request, result } => {
                     if let Some(answer) = self.open.remove(&request) {
@@ -378,8 +384,8 @@ impl Shell {
     }
 }
 
-fn build(loaded: Loaded, settings: &Settings, now: TimeMs) -> Control {
-    Control::load(loaded.objects, loaded.events, loaded.revision, settings.clone(), now)
+fn build(loaded: Kept, settings: &Settings, now: TimeMs) -> Control {
+    Control::load(loaded, settings.clone(), now)
 }
 
 /// An error and its causes on one line.

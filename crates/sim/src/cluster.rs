@@ -297,6 +297,7 @@ impl Cluster {
                 Effect::Network { host: _, connection, network } => {
                     self.send_to_agent(connection, ToAgent::Network(network));
                 }
+                Effect::KeepPatterns { kept, forgotten } => self.shell.store.keep(kept, &forgotten),
                 Effect::Power { host, op } => self.ask_power_driver(host, op),
                 Effect::Reply { request: _, result } => {
                     if let (Ok(_), Some(ask)) = (&result, &ask) {

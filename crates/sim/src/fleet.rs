@@ -44,6 +44,10 @@ pub struct Host {
     pub clock_ahead_ms: u64,
     pub on: bool,
     pub boots: u64,
+    /// It has power and gets no further.
+    pub boot_broken: bool,
+    /// Its power driver fails whatever it is asked.
+    pub driver_broken: bool,
     pub agent: Option<Agent>,
     pub agent_runs: u64,
     /// The network to the server works.
@@ -96,6 +100,8 @@ impl Host {
             clock_ahead_ms: 0,
             on: true,
             boots: 1,
+            boot_broken: false,
+            driver_broken: false,
             agent: None,
             agent_runs: 0,
             reachable: true,

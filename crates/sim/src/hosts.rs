@@ -68,6 +68,9 @@ impl Cluster {
         if let Some(row) = self.fleet.hosts.get_mut(host).filter(|host| !host.on) {
             row.on = true;
             row.boots += 1;
+            if row.boot_broken {
+                return;
+            }
             self.around.schedule.after(wait, Happening::AgentStarts { host: host.clone() });
         }
     }
@@ -76,6 +79,8 @@ impl Cluster {
         let wait = self.around.dice.between(POWER_DRIVER_MS.0, POWER_DRIVER_MS.1);
         let fails = (self.faults.active && self.luck.chance(self.faults.driver_fails))
             .then(|| if self.luck.chance(0.5) { DriverFailure::Unsaid } else { DriverFailure::Undone });
+        let broken = self.fleet.host(&host).is_some_and(|host| host.driver_broken);
+        let fails = if broken { Some(DriverFailure::Undone) } else { fails };
         let run = self.shell.run;
         self.around.schedule.after(wait, Happening::PowerDriver { run, host, op, fails });
     }
@@ -98,6 +103,22 @@ impl Cluster {
             None => Ok(if on { PowerStatus::On } else { PowerStatus::Off }),
         };
         self.step_server(Input::Power { host: host.clone(), op, result });
+    }
+
+    /// Its power driver fails from now on, whatever it is asked, or works again.
+    pub fn break_driver(&mut self, host: &HostId, broken: bool) {
+        if let Some(row) = self.fleet.hosts.get_mut(host) {
+            row.driver_broken = broken;
+        }
+    }
+
+    /// Switched on, it gets no further; or it is repaired, and goes on.
+    pub fn break_boot(&mut self, host: &HostId, broken: bool) {
+        let Some(row) = self.fleet.hosts.get_mut(host) else { return };
+        row.boot_broken = broken;
+        if !broken && row.on && row.agent.is_none() {
+            self.around.schedule.after(1, Happening::AgentStarts { host: host.clone() });
+        }
     }
 
     fn driver_off(&mut self, host: &HostId) {

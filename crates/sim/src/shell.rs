@@ -36,9 +36,9 @@ impl Shell {
 
     /// A new state machine from what is durable.
     pub fn load(&mut self, now: TimeMs) -> Result<(), serde_json::Error> {
-        let (objects, events, revision) = self.store.load()?;
+        let kept = self.store.load()?;
         self.run += 1;
-        self.control = Some(Control::load(objects, events, revision, self.settings.clone(), now));
+        self.control = Some(Control::load(kept, self.settings.clone(), now));
         Ok(())
     }
 

@@ -2,10 +2,9 @@
 //! revision exactly one higher. Everything is kept as JSON text, so that what would be lost on a disk is lost here.
 
 use drover_control::EVENTS_MAX;
-use drover_control::interface::{Commit, Object, ObjectKey, Stored, Write};
-use drover_model::Revision;
-use drover_model::event::Event;
-use std::collections::{BTreeMap, VecDeque};
+use drover_control::interface::{Commit, Kept, KeptPattern, Object, ObjectKey, Stored, Write};
+use drover_model::{Revision, VmId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Why a commit did not (or perhaps did not) happen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +31,7 @@ pub struct Store {
     revision: Revision,
     objects: BTreeMap<ObjectKey, (Revision, String)>,
     events: VecDeque<String>,
+    patterns: BTreeMap<VmId, String>,
     fault: Option<DiskFault>,
 }
 
@@ -107,7 +107,13 @@ impl Store {
         Ok(())
     }
 
-    pub fn load(&self) -> Result<(Vec<Stored>, Vec<Event>, Revision), serde_json::Error> {
+    /// Never fails by a fault: it is part of no commit, and lost it is learned anew.
+    pub fn keep(&mut self, kept: Vec<KeptPattern>, forgotten: &BTreeSet<VmId>) {
+        self.patterns.extend(kept.into_iter().map(|pattern| (pattern.vm, pattern.json)));
+        self.patterns.retain(|vm, _| !forgotten.contains(vm));
+    }
+
+    pub fn load(&self) -> Result<Kept, serde_json::Error> {
         let objects = self
             .objects
             .values()
@@ -115,7 +121,9 @@ impl Store {
             .collect::<Result<_, serde_json::Error>>()?;
         let events =
             self.events.iter().map(|text| serde_json::from_str(text)).collect::<Result<_, serde_json::Error>>()?;
-        Ok((objects, events, self.revision))
+        let kept = |(vm, json): (&VmId, &String)| KeptPattern { vm: vm.clone(), json: json.clone() };
+        let patterns = self.patterns.iter().map(kept).collect();
+        Ok(Kept { objects, events, revision: self.revision, patterns })
     }
 }
 
@@ -140,7 +148,7 @@ mod tests {
         }
         assert_eq!(store.revision(), Revision(1));
         store.commit(&put(2, "a", Some(1))).unwrap();
-        assert_eq!(store.load().unwrap().0.len(), 1);
+        assert_eq!(store.load().unwrap().objects.len(), 1);
     }
 
     #[test]

@@ -149,6 +149,7 @@ impl Cluster {
             nic: crate::network::card(number, &id),
             anti_affinity: wish.anti_affinity.map(|group| group.parse().expect("the groups' names are labels")),
             pinned_to: wish.pinned_to.iter().cloned().collect(),
+            cpu_reserved: Default::default(),
             guest_args: BTreeMap::new(),
         };
         let (now, span_ms) = (self.now(), self.operator.span_ms);

@@ -2,11 +2,12 @@
 
 use super::{ApiError, Client, limits};
 use crate::v1::{
-    ClusterView, CreateImage, CreateJoinToken, CreateNetwork, CreatePort, CreateSecurityGroup, CreateTenant,
-    CreateToken, CreateVm, CreatedJoinToken, CreatedToken, EventQuery, EventView, Explanation, ForecastQuery, Health,
-    HostView, ImagePart, ImageView, List, MERGE_PATCH, MeasureVm, MigrateVm, MigrationForecast, MigrationView,
-    NetworkView, PlanNow, PlanView, Policy, PortView, SecurityGroupView, SetPower, SetPriority, SetSecurityGroups,
-    SetSecurityRules, StagedFile, TenantQuery, TenantView, TokenView, VmListQuery, VmQuery, VmView, Whoami,
+    ClusterView, CreateImage, CreateJoinToken, CreateNetwork, CreatePlacementRule, CreatePort, CreateSecurityGroup,
+    CreateTenant, CreateToken, CreateVm, CreatedJoinToken, CreatedToken, EventQuery, EventView, Explanation,
+    ForecastQuery, Health, HostView, ImagePart, ImageView, List, MERGE_PATCH, MeasureVm, MigrateVm, MigrationForecast,
+    MigrationView, NetworkView, PlacementRuleView, PlanNow, PlanView, Policy, PortView, SecurityGroupView, SetPower,
+    SetPriority, SetSecurityGroups, SetSecurityRules, StagedFile, TenantQuery, TenantView, TokenView, VmListQuery,
+    VmQuery, VmView, Whoami,
 };
 use drover_model::{MigrationId, PlanId, Revision};
 use reqwest::Method;
@@ -46,8 +47,20 @@ impl Client {
         self.get(&["v1", "cluster"], &[]).await
     }
 
+    /// All that the planner sees, in drover's own text format; `drover plan --from` reads it.
+    pub async fn export(&self) -> Result<String, ApiError> {
+        let request = self.request(Method::GET, &["v1", "cluster", "export"], &[]);
+        let response = request.send().await.map_err(|error| self.transport_error(error))?;
+        let answer = self.answer(response, limits::EXPORT_BYTES).await?;
+        self.text_of(answer)
+    }
+
     async fn text(&self, path: &[&str]) -> Result<String, ApiError> {
         let answer = self.get_answer(path, &[]).await?;
+        self.text_of(answer)
+    }
+
+    fn text_of(&self, answer: super::Answer) -> Result<String, ApiError> {
         String::from_utf8(answer.body.into()).map_err(|_| self.unexpected(answer.status, "bytes that are no text"))
     }
 }
@@ -91,6 +104,14 @@ impl Client {
 
     pub async fn remove_host(&self, id: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "hosts", id]).await
+    }
+
+    /// Changes what is said of it by a JSON merge patch (RFC 7396).
+    pub async fn patch_host(&self, id: &str, patch: &Value) -> Result<HostView, ApiError> {
+        let request =
+            self.request(Method::PATCH, &["v1", "hosts", id], &[]).json(patch).header(CONTENT_TYPE, MERGE_PATCH);
+        let answer = self.send(request).await?;
+        self.decode(&answer)
     }
 
     pub async fn drain_host(&self, id: &str) -> Result<HostView, ApiError> {
@@ -290,6 +311,25 @@ impl Client {
     async fn delete_of(&self, path: &[&str], query: &TenantQuery) -> Result<(), ApiError> {
         let query = [("tenant", query.tenant.as_deref())];
         self.send(self.request(Method::DELETE, path, &query)).await.map(drop)
+    }
+}
+
+/// Rules of placement.
+impl Client {
+    pub async fn placement_rules(&self) -> Result<List<PlacementRuleView>, ApiError> {
+        self.get(&["v1", "placement-rules"], &[]).await
+    }
+
+    pub async fn placement_rule(&self, name: &str) -> Result<PlacementRuleView, ApiError> {
+        self.get(&["v1", "placement-rules", name], &[]).await
+    }
+
+    pub async fn create_placement_rule(&self, rule: &CreatePlacementRule) -> Result<PlacementRuleView, ApiError> {
+        self.change(Method::POST, &["v1", "placement-rules"], &[], rule).await
+    }
+
+    pub async fn remove_placement_rule(&self, name: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "placement-rules", name]).await
     }
 }
 

@@ -46,6 +46,8 @@ pub mod limits {
     pub const UPLOAD: Duration = Duration::from_secs(3600);
     /// Longest JSON answer.
     pub const ANSWER_BYTES: usize = 16 << 20;
+    /// Longest description of a cluster: some hundred thousand vms with their load.
+    pub const EXPORT_BYTES: usize = 256 << 20;
     /// Waits before a GET that did not get through is repeated.
     pub const GET_RETRIES: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(600)];
     /// A stream that says nothing for so long, not even a keep-alive (the server sends one a minute at the least), is dead.
@@ -207,16 +209,16 @@ impl Client {
     /// Sends once; a refusal becomes [`ApiError::Problem`].
     async fn send(&self, request: RequestBuilder) -> Result<Answer, ApiError> {
         let response = request.send().await.map_err(|error| self.transport_error(error))?;
-        self.answer(response).await
+        self.answer(response, limits::ANSWER_BYTES).await
     }
 
-    async fn answer(&self, mut response: Response) -> Result<Answer, ApiError> {
+    async fn answer(&self, mut response: Response, max: usize) -> Result<Answer, ApiError> {
         let status = response.status();
         let revision = response.headers().get(ETAG).and_then(revision_of_etag);
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.transport_error(error))? {
-            if body.len() + chunk.len() > limits::ANSWER_BYTES {
-                return Err(ApiError::TooLong { server: self.shared.server.clone(), max: limits::ANSWER_BYTES });
+            if body.len() + chunk.len() > max {
+                return Err(ApiError::TooLong { server: self.shared.server.clone(), max });
             }
             body.extend_from_slice(&chunk);
         }

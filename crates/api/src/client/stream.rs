@@ -145,7 +145,12 @@ impl EventStream {
             Ok(Connection { response, parser: Parser::default() })
         } else {
             let status = response.status().as_u16();
-            Err(self.client.answer(response).await.err().unwrap_or_else(|| self.client.unexpected(status, "no events")))
+            Err(self
+                .client
+                .answer(response, limits::ANSWER_BYTES)
+                .await
+                .err()
+                .unwrap_or_else(|| self.client.unexpected(status, "no events")))
         }
     }
 

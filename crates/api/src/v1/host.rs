@@ -1,6 +1,6 @@
 //! Hosts.
 
-use super::schema;
+use super::{HostAttributes, schema};
 use drover_model::intent::PowerIntent;
 use drover_model::inventory::{Accelerator, Capacity, HostFacts};
 use drover_model::load::HostSample;
@@ -33,6 +33,15 @@ pub struct HostView {
     pub power: PowerIntent,
     /// Whether drover can switch it: a power driver is configured.
     pub power_managed: bool,
+    /// Why it is not counted on to wake, though drover can switch it; `null`: it is.
+    #[serde(default)]
+    pub wake_problem: Option<String>,
+    /// Since when it is off by drover's doing.
+    #[serde(default)]
+    pub off_since_ms: Option<u64>,
+    /// How often drover has switched it off.
+    #[serde(default)]
+    pub power_cycles: u32,
     /// Measured time from power-on to the agent's first word.
     pub boot_time_ms: Option<u64>,
     /// `null` until its agent first reported.
@@ -50,6 +59,8 @@ pub struct HostView {
     pub memory_promised_mib: u64,
     /// How far it is from being empty, while it is drained and had vms.
     pub evacuation: Option<EvacuationView>,
+    #[serde(flatten)]
+    pub attributes: HostAttributes,
 }
 
 /// A drained host on its way to being empty.

@@ -14,6 +14,7 @@
 //! | `POST /v1/join` | [`JoinRequest`](crate::join::JoinRequest) | 200 [`JoinResponse`](crate::join::JoinResponse) | holder of a join token |
 //! | `GET /v1/whoami` | | 200 [`Whoami`] | any token |
 //! | `GET /v1/cluster` | | 200 [`ClusterView`] | operator |
+//! | `GET /v1/cluster/export` | | 200 all that the planner sees, `text/plain` (docs/planner.md) | operator |
 //! | `GET /v1/tenants` | | 200 [`List`]`<`[`TenantView`]`>` | operator |
 //! | `POST /v1/tenants` | [`CreateTenant`] | 201 [`TenantView`] | operator |
 //! | `DELETE /v1/tenants/{tenant}` | | 204 | operator |
@@ -22,6 +23,7 @@
 //! | `DELETE /v1/tokens/{token}` | | 204 | operator |
 //! | `GET /v1/hosts` | | 200 [`List`]`<`[`HostView`]`>` | operator |
 //! | `GET /v1/hosts/{host}` | | 200 [`HostView`] | operator |
+//! | `PATCH /v1/hosts/{host}` | JSON merge patch (RFC 7396) of its [`HostAttributes`] | 200 [`HostView`] | operator |
 //! | `DELETE /v1/hosts/{host}` | | 204 | operator |
 //! | `POST /v1/hosts/{host}/drain` | | 202 [`HostView`] | operator |
 //! | `POST /v1/hosts/{host}/undrain` | | 200 [`HostView`] | operator |
@@ -55,6 +57,10 @@
 //! | `POST /v1/ports` | [`CreatePort`] | 201 [`PortView`] | operator |
 //! | `GET /v1/ports/{port}` | | 200 [`PortView`] | operator |
 //! | `DELETE /v1/ports/{port}` | | 204 | operator |
+//! | `GET /v1/placement-rules` | | 200 [`List`]`<`[`PlacementRuleView`]`>` | operator |
+//! | `POST /v1/placement-rules` | [`CreatePlacementRule`] | 201 [`PlacementRuleView`] | operator |
+//! | `GET /v1/placement-rules/{rule}` | | 200 [`PlacementRuleView`] | operator |
+//! | `DELETE /v1/placement-rules/{rule}` | | 204 | operator |
 //! | `GET /v1/plans` | | 200 [`List`]`<`[`PlanView`]`>`, newest first | operator |
 //! | `GET /v1/plans/{plan}` | | 200 [`PlanView`] | operator |
 //! | `POST /v1/plans` | | 201 or, with nothing worth doing, 200 [`PlanNow`] | operator |
@@ -80,24 +86,28 @@
 //! the object has changed since). A POST with an [`IDEMPOTENCY_KEY`] header can be repeated: the same key and body
 //! give the first answer and change nothing more. Errors are [`Problem`](crate::problem::Problem)s.
 
+mod attributes;
 mod cluster;
 mod event;
 mod host;
 mod image;
 mod migration;
 mod network;
+mod placement;
 mod plan;
 mod policy;
 mod schema;
 mod tenant;
 mod vm;
 
+pub use attributes::*;
 pub use cluster::*;
 pub use event::*;
 pub use host::*;
 pub use image::*;
 pub use migration::*;
 pub use network::*;
+pub use placement::*;
 pub use plan::*;
 pub use policy::*;
 pub use tenant::*;
@@ -160,6 +170,7 @@ mod tests {
             refused::<SetSecurityRules>(json!({"rules": [{"direction": "ingress", extra: 1}]})),
             refused::<SetSecurityGroups>(json!({"security_groups": [], extra: 1})),
             refused::<CreatePort>(json!({"name": "p", "network": "n", "host": "h1", "interface": "gw0", extra: 1})),
+            refused::<CreatePlacementRule>(json!({"name": "a", "rule": "apart", "vms": [], extra: 1})),
             refused::<Policy>(json!({extra: 1})),
         ] {
             assert!(error.contains("unknown field `surprise`"), "{error}");
@@ -210,7 +221,7 @@ mod tests {
     fn a_vm_view_reads_back() {
         let vm: Vm = serde_json::from_value(json!({
             "id": "vm-abcdefghijkl", "created_at": 5, "run": "running", "host": "h1", "generation": 3,
-            "migration": null, "moved_at": null, "moved_from": null, "deleting": false,
+            "migration": null, "deleting": false,
             "spec": {
                 "name": "web-1", "tenant": "acme", "image": "tiny", "vcpus": 1, "memory": 96 << 20,
                 "nic": {"network": "prov", "mac": "52:00:00:00:00:01", "address": "10.78.0.11/24"},

@@ -4,7 +4,7 @@ use super::{HostFindingView, schema};
 use drover_model::plan::{
     Action, PlanRecord, PlanState, Prediction, Rejected, Scenario, Step, StepState, Verification,
 };
-use drover_model::{Generation, HostId, MigrationId, PlanId, Revision, VmId};
+use drover_model::{Bytes, Generation, HostId, MigrationId, PlanId, Revision, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -30,6 +30,12 @@ pub struct PlanView {
     pub state_why: Option<String>,
     pub steps: Vec<StepView>,
     pub predicted: PredictionView,
+    /// Predicted time from the first step's start to the last one's end.
+    #[serde(default)]
+    pub makespan_ms: u64,
+    /// No order of these steps would end earlier.
+    #[serde(default)]
+    pub makespan_bound_ms: u64,
     /// What was considered and lost, most promising first.
     pub rejected: Vec<RejectedView>,
     /// What was found of each host when it was made.
@@ -58,6 +64,8 @@ impl PlanView {
             state_why,
             steps,
             predicted: PredictionView::from(&plan.predicted),
+            makespan_ms: plan.timing.makespan.0,
+            makespan_bound_ms: plan.timing.bound.0,
             rejected: plan.rejected.iter().map(RejectedView::from).collect(),
             findings: record.findings.hosts.iter().map(|(host, found)| (host.clone(), found.into())).collect(),
             verification: record.verification.as_ref().map(VerificationView::from),
@@ -87,8 +95,17 @@ pub struct StepView {
     /// Of this step alone, after its cost; negative where a step only makes another possible.
     pub gain_micro: i64,
     pub cost_micro: i64,
+    /// Predicted, counted from the plan's start.
+    #[serde(default)]
+    pub start_ms: u64,
     /// Predicted.
     pub duration_ms: u64,
+    /// What the schedule gives a migration; `null` where it gives none.
+    #[serde(default)]
+    pub bandwidth_bytes_s: Option<u64>,
+    /// What else could have been done for the same end, and lost: best first.
+    #[serde(default)]
+    pub alternatives: Vec<RejectedView>,
     #[schema(schema_with = schema::step_state)]
     pub state: String,
     /// Since when it runs, or when it ended.
@@ -114,7 +131,10 @@ impl StepView {
             reason: step.reason.clone(),
             gain_micro: step.gain.0,
             cost_micro: step.cost.0,
+            start_ms: step.start.0,
             duration_ms: step.duration.0,
+            bandwidth_bytes_s: (step.bandwidth != Bytes::ZERO).then_some(step.bandwidth.0),
+            alternatives: step.alternatives.iter().map(RejectedView::from).collect(),
             state: word.to_owned(),
             state_at_ms: at,
             migration,
@@ -164,6 +184,9 @@ pub struct PredictionView {
     pub moving_cost_micro: i64,
     /// horizon x (rate before - rate after) - cost of moving.
     pub gain_micro: i64,
+    /// No placement that keeps the hard rules costs less: how far from the best the result can be. `null`: not worked out.
+    #[serde(default)]
+    pub rate_bound_micro_h: Option<i64>,
     /// Of each host a step touches.
     #[schema(value_type = BTreeMap<String, HostPredictionView>)]
     pub hosts: BTreeMap<HostId, HostPredictionView>,
@@ -194,6 +217,7 @@ impl From<&Prediction> for PredictionView {
             rate_after_micro_h: prediction.rate_after.0,
             moving_cost_micro: prediction.moving_cost.0,
             gain_micro: prediction.gain.0,
+            rate_bound_micro_h: prediction.rate_bound.map(|rate| rate.0),
             hosts: hosts.collect(),
         }
     }
@@ -255,7 +279,7 @@ pub struct PlanNow {
 mod tests {
     use super::*;
     use drover_model::plan::{Findings, Heat, HostFinding, Objection, Plan};
-    use drover_model::{Bytes, CpuMillis, MicroMoney, MicroMoneyPerHour, Millis, TimeMs};
+    use drover_model::{CpuMillis, MicroMoney, MicroMoneyPerHour, Millis, TimeMs};
 
     fn record() -> PlanRecord {
         let host = |name: &str| name.parse::<HostId>().unwrap();

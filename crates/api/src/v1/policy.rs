@@ -47,6 +47,9 @@ pub struct Policy {
     /// Never fewer hosts up than this.
     #[schema(minimum = 1)]
     pub hosts_up_min: u32,
+    /// A host that has slept this long is woken once to see that it still wakes; 0: never.
+    #[schema(maximum = 7776000000_u64)]
+    pub wake_trial_every_ms: u64,
     /// Plans keep room for the vms of any so many hosts that may be lost at once.
     #[schema(minimum = 0, maximum = 4)]
     pub spare_hosts: u32,
@@ -181,6 +184,7 @@ fn wire_key(field: &'static str) -> &'static str {
         "gain_min" => "gain_min_micro",
         "vm_cooldown" => "vm_cooldown_ms",
         "return_after" => "return_after_ms",
+        "wake_trial_every" => "wake_trial_every_ms",
         "settle" => "settle_ms",
         "migration.downtime_max" => "migration_downtime_max_ms",
         "migration.total_max" => "migration_total_max_ms",
@@ -224,6 +228,7 @@ impl From<&ModelPolicy> for Policy {
             eagerness,
             wake_above,
             hosts_up_min,
+            wake_trial_every,
             spare_hosts,
             forecast_ahead,
             quantile,
@@ -274,6 +279,7 @@ impl From<&ModelPolicy> for Policy {
             eagerness: eagerness.0,
             wake_above: wake_above.0,
             hosts_up_min,
+            wake_trial_every_ms: wake_trial_every.0,
             spare_hosts,
             forecast_ahead_ms: forecast_ahead.0,
             quantile,
@@ -323,6 +329,7 @@ impl From<&Policy> for ModelPolicy {
             eagerness: Eagerness(policy.eagerness),
             wake_above: Ratio(policy.wake_above),
             hosts_up_min: policy.hosts_up_min,
+            wake_trial_every: Millis(policy.wake_trial_every_ms),
             spare_hosts: policy.spare_hosts,
             forecast_ahead: Millis(policy.forecast_ahead_ms),
             quantile: policy.quantile,
@@ -426,6 +433,8 @@ mod tests {
             "forecast_ahead",
             "gain_min",
             "vm_cooldown",
+            "return_after",
+            "wake_trial_every",
             "settle",
             "migration.downtime_max",
             "migration.total_max",

@@ -52,6 +52,8 @@ word_list!(PLAN_STATES, plan_state, ["proposed", "running", "settling", "done", 
 word_list!(STEP_STATES, step_state, ["waiting", "running", "done", "failed", "skipped"]);
 
 word_list!(DIRECTIONS, direction, ["ingress", "egress"]);
+word_list!(RULES, rule, ["together", "apart", "on", "not-on", "hosts-max"]);
+pub const SCOPES: &[&str] = &["host", "rack", "zone"];
 word_list!(PROTOCOLS, protocol, ["any", "tcp", "udp", "icmp"]);
 
 fn words(list: &[&str]) -> RefOr<Schema> {
@@ -62,6 +64,16 @@ fn or_null(schema: RefOr<Schema>) -> RefOr<Schema> {
     OneOfBuilder::new().item(ObjectBuilder::new().schema_type(Type::Null)).item(schema).into()
 }
 
+pub fn optional_scope() -> RefOr<Schema> {
+    or_null(words(SCOPES))
+}
+
+/// Eleven figures, or `null`.
+pub fn power_curve() -> RefOr<Schema> {
+    let watts = ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)).maximum(Some(100_000));
+    or_null(ArrayBuilder::new().items(watts).min_items(Some(11)).max_items(Some(11)).into())
+}
+
 /// A list of names.
 pub fn names() -> RefOr<Schema> {
     ArrayBuilder::new().items(ObjectBuilder::new().schema_type(Type::String)).into()
@@ -70,11 +82,13 @@ pub fn names() -> RefOr<Schema> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::v1::RuleWord;
     use drover_model::event::Severity;
     use drover_model::intent::{PowerIntent, RunIntent};
     use drover_model::inventory::Accelerator;
     use drover_model::migration::{Method, Priority};
     use drover_model::network::{Direction, Protocol};
+    use drover_model::placement::Scope;
     use drover_model::plan::{Heat, Resource, Scenario};
     use drover_model::policy::{Aim, Mode};
     use drover_model::world::HostState;
@@ -109,5 +123,7 @@ mod tests {
         each_word_is_known::<Priority>(PRIORITIES);
         each_word_is_known::<Direction>(DIRECTIONS);
         each_word_is_known::<Protocol>(PROTOCOLS);
+        each_word_is_known::<RuleWord>(RULES);
+        each_word_is_known::<Scope>(SCOPES);
     }
 }

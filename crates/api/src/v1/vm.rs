@@ -34,6 +34,9 @@ pub struct VmView {
     /// If not empty: runs on these hosts only.
     #[schema(schema_with = schema::names)]
     pub pinned_to: BTreeSet<HostId>,
+    /// Processor that its host keeps for it, in thousandths of a core; 0 is none.
+    #[serde(default)]
+    pub cpu_reserved_millis: u64,
     pub guest_args: BTreeMap<String, String>,
     pub created_at_ms: u64,
     /// What its owner asked for.
@@ -76,6 +79,7 @@ impl VmView {
             nic: spec.nic.as_ref().map(NicView::from),
             anti_affinity: spec.anti_affinity.clone(),
             pinned_to: spec.pinned_to.clone(),
+            cpu_reserved_millis: spec.cpu_reserved.0,
             guest_args: spec.guest_args.clone(),
             created_at_ms: vm.created_at.0,
             run: vm.run,
@@ -84,8 +88,8 @@ impl VmView {
             host: vm.host.clone(),
             generation: vm.generation,
             migration: vm.migration,
-            moved_at_ms: vm.moved_at.map(|at| at.0),
-            moved_from: vm.moved_from.clone(),
+            moved_at_ms: vm.left.last().map(|(at, _)| at.0),
+            moved_from: vm.left.last().map(|(_, from)| from.clone()),
             pid: None,
             load: None,
         }
@@ -195,10 +199,17 @@ pub struct CreateVm {
     /// If not empty: runs on these hosts only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pinned_to: Vec<String>,
+    /// Processor that its host keeps for it, in thousandths of a core; at most its vcpus.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cpu_reserved_millis: u64,
     /// Handed to the guest on its kernel command line as `drover.<key>=<value>`; at most 32, values of at most 128
     /// characters without spaces.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub guest_args: BTreeMap<String, String>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl CreateVm {

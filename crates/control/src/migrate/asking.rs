@@ -176,6 +176,9 @@ pub fn by_hand(
         let text = format!("{} can't move to {to}: {objection}", row.spec.name);
         return Err(Refusal::conflict(control.with_names(&text)));
     }
+    if let Some(why) = control.parts(&row, &to) {
+        return Err(Refusal::conflict(format!("{} can't move to {to}: {why}", row.spec.name)));
+    }
     let reason = format!("{by} asked for it");
     let wish = Wish { vm: vm.clone(), to, plan: None, reason, priority: Priority::Normal, method };
     ask(control, now, wish)
@@ -196,6 +199,7 @@ impl Control {
         let from = row.host.clone().unwrap_or_else(|| to.clone());
         let mut forbidden = BTreeSet::new();
         forbidden.extend(planner::objection(&world, vm, &to).map(|objection| self.with_names(&objection.to_string())));
+        forbidden.extend(self.parts(row, &to));
         forbidden.extend(may_begin(self, row, &to).err().map(|refusal| refusal.detail));
         forbidden.extend(self.forbids_method(&from, &to, method));
         let choice = choose(self, &world, row, &from, &to, method);

@@ -211,8 +211,7 @@ fn take_back(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
     control.tables.change::<Vm>(&record.vm, |vm| {
         vm.host = Some(record.from.clone());
         vm.generation = generation;
-        vm.moved_at = None;
-        vm.moved_from = None;
+        vm.left.pop_if(|(_, left)| *left == record.from);
     });
     let command = Command::TakeBack { vm: record.vm.clone(), generation, migration: record.id };
     control.live.send(&record.from, command);

@@ -12,7 +12,7 @@ use drover_model::network::{
     Bandwidth, Direction, HostNetwork, Network, Port, PortRule, Protocol, Remote, SecurityGroup, SecurityRule, Station,
 };
 use drover_model::policy::{Mode, Policy};
-use drover_model::{Bytes, Revision, TimeMs, VmId};
+use drover_model::{Bytes, TimeMs, VmId};
 use std::net::Ipv4Addr;
 
 struct Site {
@@ -68,7 +68,7 @@ impl Site {
     fn new(hosts: u64) -> Self {
         let initial_policy = Policy { mode: Mode::Observe, ..Policy::default() };
         let settings = Settings { initial_policy, ..Settings::default() };
-        let control = Control::load(Vec::new(), Vec::new(), Revision(0), settings, TimeMs(1_000));
+        let control = Control::load(crate::interface::Kept::default(), settings, TimeMs(1_000));
         let mut site = Self { control, now: 1_000, effects: Vec::new() };
         for tenant in ["blue", "green"] {
             site.done(Ask::CreateTenant { id: tenant.parse().unwrap() });
@@ -170,6 +170,7 @@ impl Site {
             nic: Some(nic),
             anti_affinity: None,
             pinned_to: [format!("h{host}").parse().unwrap()].into(),
+            cpu_reserved: Default::default(),
             guest_args: Default::default(),
         };
         self.ask(tenant_of(tenant), Ask::CreateVm { id: id.clone(), spec })?;

@@ -4,9 +4,9 @@ use super::context::{Context, write_secret};
 use super::output::{Columns, Output, cell, properties, state_cell};
 use super::show::{self, or_nothing};
 use super::wait::{Look, Wait, until};
-use super::{Failure, now_ms};
+use super::{Failure, attributes, now_ms};
 use clap::{Subcommand, ValueEnum};
-use drover_api::v1::{CreateJoinToken, EvacuationView, HostView, SetPower};
+use drover_api::v1::{CreateJoinToken, EvacuationView, HostAttributes, HostView, SetPower};
 use drover_model::world::HostState;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +25,21 @@ pub enum Verb {
         host: String,
         #[command(flatten)]
         wait: Wait,
+    },
+    /// Say what no agent can know of a host; KEY= alone takes it back
+    #[command(after_help = "Keys:\n  \
+        rack, zone         names; a host without a rack is a rack of its own\n  \
+        labels             words for sets of hosts, e.g. oracle,ssd\n  \
+        disk               room for disks on the host itself, e.g. 2T\n  \
+        link               what its link carries each way, per second, e.g. 1250M\n  \
+        power-curve        eleven watts, at 0, 10, ... 100 % of the processor\n  \
+        power-cycle-price  wear of switching it off and on once, in millionths\n\n\
+        Example:\n  drover host set h7 rack=r1 zone=z1 labels=oracle,ssd \\\n    \
+        power-curve=86,89,92,96,99,102,106,108,112,114,117")]
+    Set {
+        host: String,
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = super::values::key_value)]
+        changes: Vec<(String, String)>,
     },
     /// Give a drained host back
     Undrain { host: String },
@@ -74,6 +89,10 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 .await?;
             }
             emit_changed(output, &view)
+        }
+        Verb::Set { host, changes } => {
+            let view = client.patch_host(&host, &attributes::patch(&changes)?).await?;
+            output.emit(&view, |host| describe(host, now_ms()))
         }
         Verb::Undrain { host } => emit_changed(output, &client.undrain_host(&host).await?),
         Verb::Power { host, state, wait } => {
@@ -172,6 +191,7 @@ fn describe(host: &HostView, now_ms: u64) -> String {
             format!("{}, {}", show::word(&host.power), if host.power_managed { "managed" } else { "not managed" }),
         ),
         ("boot time", or_nothing(host.boot_time_ms.map(show::millis))),
+        ("power cycles", host.power_cycles.to_string()),
         ("joined", show::time(host.joined_at_ms)),
     ];
     if let Some(capacity) = &host.capacity {
@@ -199,12 +219,35 @@ fn describe(host: &HostView, now_ms: u64) -> String {
             ("overlay address", or_nothing(facts.overlay_address)),
         ]);
     }
+    if let Some(at) = host.off_since_ms {
+        pairs.push(("off since", show::time(at)));
+    }
+    pairs.extend(host.wake_problem.clone().map(|why| ("not counted on", why)));
+    pairs.extend(said(&host.attributes));
     if let Some(evacuation) = &host.evacuation {
         pairs.push(("evacuation", evacuation_line(evacuation)));
     }
     pairs.push(("vms", if vms.is_empty() { show::NOTHING.to_owned() } else { vms.join(" ") }));
     pairs.push(("revision", host.revision.to_string()));
     properties(pairs)
+}
+
+/// What the operator said of it.
+fn said(attributes: &HostAttributes) -> Vec<(&'static str, String)> {
+    let HostAttributes { rack, zone, labels, disk_mib, link_bytes_s, power_curve_watts, power_cycle_price_micro } =
+        attributes;
+    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    let curve = |watts: &[f64; 11]| watts.map(|watts| watts.to_string()).join(" ") + " W";
+    let pairs = [
+        ("rack", rack.clone()),
+        ("zone", zone.clone()),
+        ("labels", (!labels.is_empty()).then(|| labels.join(" "))),
+        ("disk", disk_mib.map(|mib| format!("{mib} MiB"))),
+        ("link", link_bytes_s.map(|rate| format!("{}/s", show::bytes(rate)))),
+        ("power curve", power_curve_watts.as_ref().map(curve)),
+        ("power cycle costs", power_cycle_price_micro.map(show::money)),
+    ];
+    pairs.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
 #[cfg(test)]

@@ -6,13 +6,14 @@
 //!  output.rs    tables, JSON, YAML                   show.rs     how values read
 //!  values.rs    how values are typed                 wait.rs     waiting, with progress
 //!  host.rs vm.rs image.rs tenant.rs token.rs plan.rs migration.rs policy.rs events.rs cluster.rs
-//!  network.rs security_group.rs port.rs   one noun each
+//!  network.rs security_group.rs port.rs rule.rs   one noun each; attributes.rs   what `host set` takes
 //!  console.rs   the terminal of `vm console`         daemon.rs   `server` and `agent`
 //!  sim.rs       `sim`
 //! ```
 //!
 //! Standard output carries data only; remarks, progress and errors go to standard error.
 
+mod attributes;
 mod cluster;
 mod console;
 mod context;
@@ -27,6 +28,7 @@ mod output;
 mod plan;
 mod policy;
 mod port;
+mod rule;
 mod security_group;
 pub mod show;
 mod sim;
@@ -124,6 +126,9 @@ enum Command {
     /// Interfaces of hosts on overlay networks
     #[command(subcommand)]
     Port(port::Verb),
+    /// Which vms stay together or apart, and on which hosts
+    #[command(subcommand)]
+    Rule(rule::Verb),
     /// Cloud consumers
     #[command(subcommand)]
     Tenant(tenant::Verb),
@@ -209,6 +214,7 @@ async fn client_verb(context: &Context, command: Command) -> Result<(), Failure>
         Command::Network(verb) => network::run(context, verb).await,
         Command::SecurityGroup(verb) => security_group::run(context, verb).await,
         Command::Port(verb) => port::run(context, verb).await,
+        Command::Rule(verb) => rule::run(context, verb).await,
         Command::Tenant(verb) => tenant::run(context, verb).await,
         Command::Token(verb) => token::run(context, verb).await,
         Command::Plan(verb) => plan::run(context, verb).await,

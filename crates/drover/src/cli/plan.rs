@@ -20,6 +20,9 @@ pub enum Verb {
     Reject { plan: PlanId },
     /// Make a plan at once
     Now,
+    /// Print all that the planner sees, as text
+    #[command(after_help = "Example:\n  drover plan export > cluster.txt")]
+    Export,
 }
 
 pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
@@ -29,6 +32,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         Verb::Show { plan } => emit(context, &client.plan(plan).await?).await,
         Verb::Approve { plan } => emit(context, &client.approve_plan(plan).await?).await,
         Verb::Reject { plan } => emit(context, &client.reject_plan(plan).await?).await,
+        Verb::Export => output.print(&client.export().await?),
         Verb::Now => {
             let now = client.plan_now().await?;
             let names = Names::of_vms(context).await?;
@@ -48,11 +52,11 @@ async fn emit(context: &Context, plan: &PlanView) -> Result<(), Failure> {
 
 /// Plans name vms by their ids, which never change; people know them by name.
 #[derive(Debug, Default)]
-struct Names(Vec<(VmId, String)>);
+pub struct Names(Vec<(VmId, String)>);
 
 impl Names {
     /// Asked for only when people read.
-    async fn of_vms(context: &Context) -> Result<Self, Failure> {
+    pub async fn of_vms(context: &Context) -> Result<Self, Failure> {
         if context.output.format != Format::Table {
             return Ok(Self::default());
         }
@@ -60,8 +64,14 @@ impl Names {
         Ok(Self(vms.into_iter().map(|vm| (vm.id, format!("{}/{}", vm.tenant, vm.name))).collect()))
     }
 
+    #[cfg(test)]
+    pub fn with(mut self, vm: &str, name: &str) -> Self {
+        self.0.push((vm.parse().expect("tests name vms by their ids"), name.to_owned()));
+        self
+    }
+
     /// Also inside sentences. A vm that is gone keeps its id.
-    fn put_into(&self, text: &str) -> String {
+    pub fn put_into(&self, text: &str) -> String {
         self.0.iter().fold(text.to_owned(), |text, (id, name)| text.replace(id.as_str(), name))
     }
 }
@@ -103,9 +113,10 @@ fn describe(plan: &PlanView, names: &Names, output: Output) -> String {
         (
             "cost rate",
             format!(
-                "{}/h now, {}/h after",
+                "{}/h now, {}/h after{}",
                 show::money(predicted.rate_before_micro_h),
-                show::money(predicted.rate_after_micro_h)
+                show::money(predicted.rate_after_micro_h),
+                predicted.rate_bound_micro_h.map(bound).unwrap_or_default()
             ),
         ),
         (
@@ -113,6 +124,10 @@ fn describe(plan: &PlanView, names: &Names, output: Output) -> String {
             format!("{}, moving costs {}", show::money(predicted.gain_micro), show::money(predicted.moving_cost_micro)),
         ),
     ];
+    if plan.makespan_ms > 0 {
+        let (takes, bound) = (show::millis(plan.makespan_ms), show::millis(plan.makespan_bound_ms));
+        pairs.push(("takes", format!("{takes}, no order could take less than {bound}")));
+    }
     if let Some(verification) = &plan.verification {
         pairs.push(("outcome", verification.summary.clone()));
     }
@@ -121,6 +136,15 @@ fn describe(plan: &PlanView, names: &Names, output: Output) -> String {
     if !plan.steps.is_empty() {
         text.push_str("\nSteps\n");
         text.push_str(&steps(&plan.steps, names, output));
+    }
+    if plan.steps.iter().any(|step| !step.alternatives.is_empty()) {
+        text.push_str("\nAlternatives\n");
+        for (number, step) in plan.steps.iter().enumerate() {
+            for lost in &step.alternatives {
+                let line = format!("  to step {}: {}: {}\n", number + 1, action(&lost.action), lost.because);
+                text.push_str(&names.put_into(&line));
+            }
+        }
     }
     if !predicted.hosts.is_empty() {
         text.push_str("\nHosts\n");
@@ -136,8 +160,13 @@ fn describe(plan: &PlanView, names: &Names, output: Output) -> String {
     text
 }
 
+fn bound(rate_micro_h: i64) -> String {
+    format!("; no placement could cost less than {}/h", show::money(rate_micro_h))
+}
+
 fn steps(steps: &[StepView], names: &Names, output: Output) -> String {
-    let mut columns = Columns::new(output, &[">STEP", "STATE", "AFTER", "ACTION", ">GAIN", ">TAKES", "BECAUSE"]);
+    let mut columns =
+        Columns::new(output, &[">STEP", "STATE", "AFTER", "ACTION", ">GAIN", ">COST", ">STARTS", ">TAKES", "BECAUSE"]);
     for (number, step) in steps.iter().enumerate() {
         let after: Vec<String> = step.after.iter().map(|step| (step + 1).to_string()).collect();
         let why = step.state_why.as_ref().map(|why| format!("; failed: {why}")).unwrap_or_default();
@@ -147,7 +176,12 @@ fn steps(steps: &[StepView], names: &Names, output: Output) -> String {
             cell(if after.is_empty() { show::NOTHING.to_owned() } else { after.join(",") }),
             cell(names.put_into(&action(&step.action))),
             cell(show::money(step.gain_micro)),
-            cell(show::millis(step.duration_ms)),
+            cell(show::money(step.cost_micro)),
+            cell(format!("+{}", show::millis(step.start_ms))),
+            cell(match step.bandwidth_bytes_s {
+                Some(rate) => format!("{} at {}/s", show::millis(step.duration_ms), show::bytes(rate)),
+                None => show::millis(step.duration_ms),
+            }),
             cell(names.put_into(&format!("{}{why}", step.reason))),
         ]);
     }
@@ -179,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_plan_is_shown_with_its_reasons_its_outcome_and_what_was_rejected() {
-        let names = Names(vec![("vm-aaaaaaaaaaaa".parse().unwrap(), "acme/web-1".to_owned())]);
+        let names = Names::default().with("vm-aaaaaaaaaaaa", "acme/web-1");
         insta::assert_snapshot!(describe(&plan_view(), &names, PLAIN));
     }
 

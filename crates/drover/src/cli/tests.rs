@@ -70,6 +70,7 @@ pub fn migration_view() -> MigrationView {
 }
 
 pub fn plan_view() -> PlanView {
+    let to_h3 = json!({"action": "migrate", "vm": "vm-aaaaaaaaaaaa", "generation": 3, "from": "h1", "to": "h3"});
     let migrate = json!({"action": "migrate", "vm": "vm-aaaaaaaaaaaa", "generation": 3, "from": "h1", "to": "h2"});
     serde_json::from_value(json!({
         "id": 42, "revision": 30, "parent_revision": 28, "made_at_ms": 1_795_294_059_000_u64,
@@ -83,18 +84,20 @@ pub fn plan_view() -> PlanView {
             },
             {
                 "after": [0], "action": migrate, "reason": "h1 is hot", "gain_micro": 90_000, "cost_micro": 40,
-                "duration_ms": 2800, "state": "done", "state_at_ms": 1_795_294_063_000_u64, "migration": 7,
-                "state_why": null,
+                "start_ms": 4200, "duration_ms": 2800, "bandwidth_bytes_s": 50 << 20, "state": "done",
+                "state_at_ms": 1_795_294_063_000_u64, "migration": 7, "state_why": null,
+                "alternatives": [{"action": to_h3, "because": "h3 would need 5 GiB of disk and has 2 GiB"}],
             },
         ],
         "predicted": {
             "rate_before_micro_h": 210_000, "rate_after_micro_h": 120_000, "moving_cost_micro": 3040,
-            "gain_micro": 86_960,
+            "gain_micro": 86_960, "rate_bound_micro_h": 110_000,
             "hosts": {
                 "h1": {"cpu_before": 1.15, "cpu_after": 0.7, "memory_before": 0.4, "memory_after": 0.25},
                 "h2": {"cpu_before": 0.1, "cpu_after": 0.55, "memory_before": 0.1, "memory_after": 0.25},
             },
         },
+        "makespan_ms": 7000, "makespan_bound_ms": 6800,
         "rejected": [{"action": migrate, "because": "h3 is in maintenance"}],
         "findings": {},
         "verification": {

@@ -48,6 +48,19 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(wrong)
 }
 
+/// `0.5`, `2`, `1.25`: in thousandths of a core.
+pub fn cores_millis(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no number of cores: write e.g. 0.5 or 2");
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let figures = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !figures(whole) || !figures(part) || part.len() > 3 {
+        return Err(wrong());
+    }
+    let whole: u64 = whole.parse().map_err(|_| wrong())?;
+    let part: u64 = format!("{part:0<3}").parse().map_err(|_| wrong())?;
+    whole.checked_mul(1000).and_then(|millis| millis.checked_add(part)).ok_or_else(wrong)
+}
+
 /// `key=value`; the value may hold further equals signs.
 pub fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -73,6 +86,15 @@ mod tests {
         }
         for bad in ["", "G", "1k", "1.5G", "99999999999999999999"] {
             assert!(memory_mib(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cores_are_counted_in_thousandths() {
+        let read = ["0.5", "2", "1.25", "0.001"].map(|text| cores_millis(text).unwrap());
+        assert_eq!(read, [500, 2000, 1250, 1]);
+        for bad in ["", ".5", "1.", "-1", "1.0001", "1e3", "99999999999999999999"] {
+            assert!(cores_millis(bad).is_err(), "{bad}");
         }
     }
 

@@ -126,6 +126,9 @@ pub struct Create {
     /// Runs on this host only; may be given several times
     #[arg(long, value_name = "HOST")]
     pin: Vec<String>,
+    /// Processor that its host keeps for it, in cores, e.g. 0.5; at most its vcpus
+    #[arg(long, value_name = "CORES", default_value = "0", value_parser = super::values::cores_millis)]
+    cpu_reserved: u64,
     /// Handed to the guest on its kernel command line as drover.KEY=VALUE; may be given several times
     #[arg(long = "arg", value_name = "KEY=VALUE", value_parser = super::values::key_value)]
     args: Vec<(String, String)>,
@@ -229,6 +232,7 @@ async fn create_vm(client: &Client, output: Output, create: Create) -> Result<()
         egress_max_bytes_s: create.egress_max,
         anti_affinity: create.anti_affinity,
         pinned_to: create.pin,
+        cpu_reserved_millis: create.cpu_reserved,
         guest_args: create.args.into_iter().collect(),
     };
     let mut view = keyed.create_vm(&ask).await?;
@@ -352,6 +356,9 @@ fn describe(vm: &VmView, now_ms: u64) -> String {
     }
     if let Some(group) = &vm.anti_affinity {
         pairs.push(("anti-affinity", group.to_string()));
+    }
+    if vm.cpu_reserved_millis > 0 {
+        pairs.push(("cpu reserved", format!("{} cores", show::cores(vm.cpu_reserved_millis))));
     }
     if !pinned.is_empty() {
         pairs.push(("pinned to", pinned.join(" ")));

@@ -188,7 +188,7 @@ fn a_vm_at_rest_stays_unless_its_host_presses() {
 
 #[test]
 fn any_one_host_can_be_lost_after_a_host_was_switched_off() {
-    let cluster = "policy {\"aim\": \"auto\", \"spare_hosts\": 1}
+    let cluster = "policy aim=auto spare_hosts=1
         host h1 cpu=4 mem=4096
         host h2 cpu=4 mem=4096
         host h3 cpu=4 mem=4096 managed
@@ -205,7 +205,7 @@ fn any_one_host_can_be_lost_after_a_host_was_switched_off() {
 fn no_power_is_saved_while_a_host_is_in_trouble() {
     for trouble in ["state=down", "state=suspect", "state=unknown", "drained"] {
         let cluster = format!(
-            "policy {{\"aim\": \"auto\"}}
+            "policy aim=auto
              host h1 cpu=4 mem=4096
              host h2 cpu=4 mem=4096 managed
              host h3 cpu=4 mem=4096 {trouble}

@@ -116,7 +116,7 @@ fn policy() -> impl Strategy<Value = String> {
     (any::<bool>(), any::<bool>(), prop::sample::select(vec![1, 1, 1, 3]), prop::sample::select(vec![0, 100, 20_000]))
         .prop_map(|(saving, spare, min, gain)| {
             let (aim, spare) = (if saving { "auto" } else { "balance" }, u32::from(spare));
-            format!(r#"policy {{"aim":"{aim}","spare_hosts":{spare},"hosts_up_min":{min},"gain_min":{gain}}}"#)
+            format!("policy aim={aim} spare_hosts={spare} hosts_up_min={min} gain_min_micro={gain}")
         })
 }
 

@@ -16,6 +16,7 @@ use drover_control::interface::Actor;
 use drover_model::TenantId;
 use drover_model::plan::PlanState;
 use drover_model::world::HostState;
+use drover_planner::text::native;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -25,6 +26,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(metrics))
         .routes(routes!(whoami))
         .routes(routes!(cluster))
+        .routes(routes!(export))
         .routes(routes!(explain))
         .routes(routes!(explain_cluster))
 }
@@ -65,6 +67,17 @@ async fn whoami(Caller(actor): Caller) -> Json<Whoami> {
     responses((status = 200, description = "The cluster", body = ClusterView)))]
 async fn cluster(State(api): State<Api>, _operator: Operator) -> Result<Json<ClusterView>, Failure> {
     Ok(Json(api.shell.query(cluster_view).await?))
+}
+
+/// All that the planner sees, as text: what `drover plan --from` reads
+#[utoipa::path(get, path = "/v1/cluster/export", tag = "cluster",
+    responses((status = 200, description = "The cluster in drover's text format", body = String, content_type = "text/plain")))]
+async fn export(State(api): State<Api>, _operator: Operator) -> Result<Response, Failure> {
+    let world = api.shell.query(|control| control.world(now())).await?;
+    // A large cluster takes a while to write; neither the loops nor other requests wait for it.
+    let text = tokio::task::spawn_blocking(move || native::write(&world)).await;
+    let text = text.map_err(|_| Failure::new(ProblemType::Internal, "the cluster can't be written as text"))?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
 }
 
 fn cluster_view(control: &Control) -> ClusterView {

@@ -219,6 +219,7 @@ impl Cursor {
 mod tests {
     use super::*;
     use drover_control::Settings;
+    use drover_control::interface::Kept;
     use drover_model::event::Severity;
     use drover_model::{Revision, TimeMs};
 
@@ -232,7 +233,8 @@ mod tests {
             kind: "test".to_owned(),
             text: "something happened".to_owned(),
         });
-        Control::load(Vec::new(), events.collect(), Revision(1), Settings::default(), TimeMs(0))
+        let kept = Kept { events: events.collect(), revision: Revision(1), ..Kept::default() };
+        Control::load(kept, Settings::default(), TimeMs(0))
     }
 
     fn seqs(events: &[EventView]) -> Vec<u64> {

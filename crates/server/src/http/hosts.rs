@@ -2,8 +2,9 @@
 
 use super::Api;
 use super::condition::{Conditions, key, object};
+use super::patch::{PATCH_TRIES_MAX, bad_patch, lost_race};
 use super::problem::Failure;
-use super::read::{At, Body, Operator};
+use super::read::{At, Body, MergePatch, Operator};
 use super::tenants::gone;
 use crate::secret;
 use crate::shell::now;
@@ -12,9 +13,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use drover_api::join::JoinTokenText;
-use drover_api::problem::ProblemType;
+use drover_api::problem::{Problem, ProblemType};
 use drover_api::v1::{
-    CapacityView, CreateJoinToken, CreatedJoinToken, EvacuationView, HostFactsView, HostLoad, HostView, List, SetPower,
+    BadAttributes, CapacityView, CreateJoinToken, CreatedJoinToken, EvacuationView, HostAttributes, HostFactsView,
+    HostLoad, HostView, List, SetPower,
 };
 use drover_control::interface::{Actor, Ask, Reply};
 use drover_control::{Control, Evacuation};
@@ -27,7 +29,7 @@ use utoipa_axum::routes;
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(list_hosts))
-        .routes(routes!(get_host, remove_host))
+        .routes(routes!(get_host, patch_host, remove_host))
         .routes(routes!(drain_host))
         .routes(routes!(undrain_host))
         .routes(routes!(power_host))
@@ -50,6 +52,9 @@ fn view(control: &Control, host: &Host) -> Option<HostView> {
         maintenance: host.maintenance,
         power: host.power,
         power_managed: status.power_managed,
+        wake_problem: status.wake_problem.map(str::to_owned),
+        off_since_ms: host.off_since.map(|at| at.0),
+        power_cycles: host.power_cycles,
         boot_time_ms: host.boot_time.map(|time| time.0),
         capacity: host.capacity.as_ref().map(CapacityView::from),
         facts: status.facts.map(HostFactsView::from),
@@ -58,6 +63,7 @@ fn view(control: &Control, host: &Host) -> Option<HostView> {
         vms: vms().map(|vm| vm.id.clone()).collect(),
         memory_promised_mib: promised.0 >> 20,
         evacuation: control.evacuation(&host.id).map(evacuation),
+        attributes: HostAttributes::from(&host.attributes),
     })
 }
 
@@ -81,9 +87,12 @@ fn evacuation(evacuation: &Evacuation) -> EvacuationView {
 async fn one(api: &Api, id: HostId, status: StatusCode) -> Result<Response, Failure> {
     let name = id.clone();
     let found = api.shell.query(move |control| control.host(&id).and_then(|host| view(control, host))).await?;
-    let found =
-        found.ok_or_else(|| Failure::not_found(format!("there is no host {name}; `drover host ls` lists them")))?;
+    let found = found.ok_or_else(|| not_there(&name))?;
     Ok(object(status, found.revision, found))
+}
+
+fn not_there(host: &HostId) -> Failure {
+    Failure::not_found(format!("there is no host {host}; `drover host ls` lists them"))
 }
 
 /// All hosts
@@ -100,6 +109,43 @@ async fn list_hosts(State(api): State<Api>, _operator: Operator) -> Result<Json<
     responses((status = 200, description = "The host", body = HostView)))]
 async fn get_host(State(api): State<Api>, _operator: Operator, At(id): At<HostId>) -> Result<Response, Failure> {
     one(&api, id, StatusCode::OK).await
+}
+
+/// Change what is said of a host: rack, zone, labels, disk, link, power (RFC 7396); `null` takes it back
+#[utoipa::path(patch, path = "/v1/hosts/{host}", tag = "hosts",
+    params(("host" = String, Path, description = "Its name")),
+    request_body(content = HostAttributes, content_type = "application/merge-patch+json"),
+    responses((status = 200, description = "The host", body = HostView)))]
+async fn patch_host(
+    State(api): State<Api>,
+    Operator(actor): Operator,
+    conditions: Conditions,
+    At(host): At<HostId>,
+    MergePatch(patch): MergePatch,
+) -> Result<Response, Failure> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let id = host.clone();
+        let read = move |control: &Control| {
+            let said = HostAttributes::from(&control.host(&id)?.attributes);
+            Some((said, control.revision_of(&key("host", &id))?))
+        };
+        let (said, revision) = api.shell.query(read).await?.ok_or_else(|| not_there(&host))?;
+        let said = said.patched(&patch).map_err(|error| bad_patch(&error))?;
+        let attributes = said.checked().map_err(|BadAttributes { field, problem }| {
+            Failure(Problem::new(ProblemType::Invalid, problem).with_field(field))
+        })?;
+        // Without a condition of its own, a patch must not undo what came between reading and writing.
+        let mut guarded = conditions.clone();
+        guarded.if_match = guarded.if_match.or(Some(revision));
+        let ask = Ask::SetHostAttributes { host: host.clone(), attributes };
+        match api.shell.ask(guarded.change(actor.clone(), ask)).await.map_err(Failure::from) {
+            Err(failure) if conditions.if_match.is_none() && lost_race(&failure) && tries < PATCH_TRIES_MAX => {}
+            Err(failure) => return Err(failure),
+            Ok(_) => return one(&api, host, StatusCode::OK).await,
+        }
+    }
 }
 
 /// Remove a host that has no vms; it may join again

@@ -14,6 +14,8 @@ mod linger;
 mod migrations;
 mod networks;
 mod openapi;
+mod patch;
+mod placement_rules;
 mod plans;
 mod policy;
 mod ports;
@@ -127,6 +129,7 @@ fn quick_routes() -> OpenApiRouter<Api> {
         .merge(networks::routes())
         .merge(security_groups::routes())
         .merge(ports::routes())
+        .merge(placement_rules::routes())
         .merge(plans::routes())
         .merge(migrations::routes())
         .merge(policy::routes())

@@ -2,6 +2,7 @@
 
 use super::Api;
 use super::condition::{Conditions, key, object};
+use super::patch::{PATCH_TRIES_MAX, bad_patch, lost_race};
 use super::problem::Failure;
 use super::read::{Body, MergePatch, Operator};
 use axum::extract::State;
@@ -13,9 +14,6 @@ use drover_control::interface::{Actor, Ask, Refusal};
 use drover_model::Revision;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-
-/// How often a patch is applied anew because somebody else changed the policy meanwhile.
-const PATCH_TRIES_MAX: usize = 4;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(get_policy, put_policy, patch_policy))
@@ -77,13 +75,7 @@ async fn patch_policy(
     loop {
         tries += 1;
         let (policy, revision) = read(&api).await?;
-        let policy = policy.patched(&patch).map_err(|error| {
-            let said = error.to_string();
-            match said.split('`').nth(1) {
-                Some(field) if said.starts_with("unknown field") => Failure::invalid(field, said.clone()),
-                _ => Failure::new(ProblemType::Invalid, said),
-            }
-        })?;
+        let policy = policy.patched(&patch).map_err(|error| bad_patch(&error))?;
         // Without a condition of its own, a patch must not undo what came between reading and writing.
         let mut guarded = conditions.clone();
         guarded.if_match = guarded.if_match.or(Some(revision).filter(|revision| *revision != Revision(0)));
@@ -93,8 +85,4 @@ async fn patch_policy(
             Ok(()) => return answer(&api).await,
         }
     }
-}
-
-fn lost_race(failure: &Failure) -> bool {
-    failure.0.status == ProblemType::PreconditionFailed.status()
 }

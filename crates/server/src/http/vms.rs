@@ -18,7 +18,7 @@ use drover_control::Control;
 use drover_control::interface::{Actor, Ask, Reply};
 use drover_model::intent::{Nic, RunIntent, Vm, VmSpec};
 use drover_model::network::Bandwidth;
-use drover_model::{Bytes, HostId, Millis, SecurityGroupId, TenantId, VmId};
+use drover_model::{Bytes, CpuMillis, HostId, Millis, SecurityGroupId, TenantId, VmId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use utoipa_axum::router::OpenApiRouter;
@@ -259,6 +259,7 @@ fn spec_of(create: &CreateVm, own: Option<&TenantId>, id: &VmId) -> Result<VmSpe
         nic,
         anti_affinity: optional_name("anti_affinity", create.anti_affinity.as_deref())?,
         pinned_to,
+        cpu_reserved: CpuMillis(create.cpu_reserved_millis),
         guest_args: create.guest_args.clone(),
     })
 }

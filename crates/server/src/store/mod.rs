@@ -6,27 +6,22 @@
 pub mod sqlite;
 
 use async_trait::async_trait;
-use drover_control::interface::{Commit, ObjectKey, Stored};
-use drover_model::Revision;
-use drover_model::event::Event;
-
-/// Everything the control plane starts from.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Loaded {
-    pub objects: Vec<Stored>,
-    /// The newest ones, oldest first.
-    pub events: Vec<Event>,
-    pub revision: Revision,
-}
+use drover_control::interface::{Commit, Kept, KeptPattern, ObjectKey};
+use drover_model::{Revision, VmId};
+use std::collections::BTreeSet;
 
 /// What the control plane needs of a store, and no more.
 #[async_trait]
 pub trait Store: Send {
-    async fn load(&mut self) -> Result<Loaded, StoreError>;
+    /// Everything the control plane starts from.
+    async fn load(&mut self) -> Result<Kept, StoreError>;
 
     /// All of it is durable when this returns `Ok`; none of it was done when this returns
     /// [`StoreError::Conflict`] or [`StoreError::Full`].
     async fn commit(&mut self, commit: &Commit) -> Result<(), StoreError>;
+
+    /// Takes in what was learned, in no revision: beside the objects, and outside the log.
+    async fn keep(&mut self, kept: &[KeptPattern], forgotten: &BTreeSet<VmId>) -> Result<(), StoreError>;
 
     /// Whether a change could be written now. Changes nothing.
     async fn probe(&mut self) -> Result<(), StoreError>;

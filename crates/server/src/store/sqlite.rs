@@ -1,18 +1,20 @@
 //! The embedded store: one SQLite file in WAL mode with `synchronous=FULL`, so that a commit that was
 //! acknowledged survives a power cut, and one connection, so that there is one writer.
 
-use super::{Loaded, Store, StoreError};
+use super::{Store, StoreError};
 use async_trait::async_trait;
-use drover_control::interface::{Commit, Object, ObjectKey, Stored, Write};
+use drover_control::interface::{Commit, Kept, KeptPattern, Object, ObjectKey, Stored, Write};
 use drover_model::event::{Event, Severity};
-use drover_model::{EventSeq, Revision, TimeMs};
+use drover_model::{EventSeq, Revision, TimeMs, VmId};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection, Row};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 /// Each entry brings the schema from its index to the next; never changed once released.
-const SCHEMA: [&str; 1] = ["
+const SCHEMA: [&str; 2] = [
+    "
     CREATE TABLE objects (
         kind TEXT NOT NULL,
         id   TEXT NOT NULL,
@@ -31,7 +33,14 @@ const SCHEMA: [&str; 1] = ["
     ) STRICT;
     CREATE TABLE meta (revision INTEGER NOT NULL) STRICT;
     INSERT INTO meta VALUES (0);
-"];
+",
+    "
+    CREATE TABLE patterns (
+        vm   TEXT PRIMARY KEY,
+        json TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// Events given back at start; as many as the control plane keeps in memory.
 const EVENTS_LOADED_MAX: i64 = 10_000;
@@ -111,7 +120,7 @@ impl SqliteStore {
         result
     }
 
-    async fn load_in_transaction(&mut self) -> Result<Loaded, StoreError> {
+    async fn load_in_transaction(&mut self) -> Result<Kept, StoreError> {
         let path = self.path.clone();
         let fail = |error| failure(&path, error);
         let mut tx = self.connection.begin().await.map_err(fail)?;
@@ -139,8 +148,32 @@ impl SqliteStore {
         .await
         .map_err(fail)?;
         let events = rows.iter().map(event_of).collect::<Result<_, _>>().map_err(fail)?;
+        let rows = sqlx::query("SELECT vm, json FROM patterns").fetch_all(&mut *tx).await.map_err(fail)?;
+        let patterns = rows.iter().map(pattern_of).collect::<Result<_, _>>().map_err(fail)?;
         tx.rollback().await.map_err(fail)?;
-        Ok(Loaded { objects, events, revision: Revision(revision as u64) })
+        Ok(Kept { objects, events, revision: Revision(revision as u64), patterns })
+    }
+
+    async fn keep_in_transaction(
+        &mut self,
+        kept: &[KeptPattern],
+        forgotten: &BTreeSet<VmId>,
+    ) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let fail = |error| failure(&path, error);
+        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await.map_err(fail)?;
+        for KeptPattern { vm, json } in kept {
+            sqlx::query("INSERT INTO patterns VALUES (?, ?) ON CONFLICT (vm) DO UPDATE SET json = excluded.json")
+                .bind(vm.as_str())
+                .bind(json)
+                .execute(&mut *tx)
+                .await
+                .map_err(fail)?;
+        }
+        for vm in forgotten {
+            sqlx::query("DELETE FROM patterns WHERE vm = ?").bind(vm.as_str()).execute(&mut *tx).await.map_err(fail)?;
+        }
+        tx.commit().await.map_err(fail)
     }
 
     async fn probe_in_transaction(&mut self) -> Result<(), StoreError> {
@@ -256,7 +289,7 @@ async fn append(tx: &mut SqliteConnection, events: &[Event], kept_max: u64) -> R
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn load(&mut self) -> Result<Loaded, StoreError> {
+    async fn load(&mut self) -> Result<Kept, StoreError> {
         self.trusted().await?;
         let loaded = self.load_in_transaction().await;
         self.noted(loaded)
@@ -268,11 +301,23 @@ impl Store for SqliteStore {
         self.noted(committed)
     }
 
+    async fn keep(&mut self, kept: &[KeptPattern], forgotten: &BTreeSet<VmId>) -> Result<(), StoreError> {
+        self.trusted().await?;
+        let done = self.keep_in_transaction(kept, forgotten).await;
+        self.noted(done)
+    }
+
     async fn probe(&mut self) -> Result<(), StoreError> {
         self.trusted().await?;
         let probed = self.probe_in_transaction().await;
         self.noted(probed)
     }
+}
+
+fn pattern_of(row: &sqlx::sqlite::SqliteRow) -> Result<KeptPattern, sqlx::Error> {
+    let vm: &str = row.try_get("vm")?;
+    let vm = vm.parse().map_err(|error: drover_model::BadName| sqlx::Error::Decode(Box::new(error)))?;
+    Ok(KeptPattern { vm, json: row.try_get("json")? })
 }
 
 fn severity_word(severity: Severity) -> &'static str {

@@ -5,5 +5,6 @@ mod joining;
 mod measure;
 mod migrations;
 mod networks;
+mod placement;
 mod store;
 mod support;

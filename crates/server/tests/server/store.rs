@@ -3,17 +3,17 @@
 use crate::support::eventually;
 use async_trait::async_trait;
 use drover_control::Settings;
-use drover_control::interface::{Actor, Ask, Commit, Object, ObjectKey, RefusalKind, Write};
+use drover_control::interface::{Actor, Ask, Commit, Kept, KeptPattern, Object, ObjectKey, RefusalKind, Write};
 use drover_model::event::{Event, Severity};
 use drover_model::intent::{Role, Tenant};
-use drover_model::{EventSeq, Revision, TenantId, TimeMs};
+use drover_model::{EventSeq, Revision, TenantId, TimeMs, VmId};
 use drover_server::hub::Hub;
 use drover_server::metrics::Metrics;
 use drover_server::power::PowerDrivers;
 use drover_server::shell::{Change, Shell, ShellError, ShellHandle, Surroundings};
 use drover_server::store::sqlite::SqliteStore;
-use drover_server::store::{Loaded, Store, StoreError};
-use std::collections::BTreeMap;
+use drover_server::store::{Store, StoreError};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -55,7 +55,7 @@ fn event(seq: u64) -> Event {
 }
 
 /// Ids and revisions of what is there.
-fn rows(loaded: &Loaded) -> Vec<(String, u64)> {
+fn rows(loaded: &Kept) -> Vec<(String, u64)> {
     loaded.objects.iter().map(|stored| (stored.object.key().id, stored.revision.0)).collect()
 }
 
@@ -63,7 +63,7 @@ fn rows(loaded: &Loaded) -> Vec<(String, u64)> {
 async fn what_was_committed_is_there_after_opening_again() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).await;
-    assert_eq!(store.load().await.unwrap(), Loaded { objects: vec![], events: vec![], revision: Revision(0) });
+    assert_eq!(store.load().await.unwrap(), Kept::default());
     let first = Commit {
         revision: Revision(1),
         writes: vec![put("a", 1, None), put("b", 1, None)],
@@ -166,6 +166,22 @@ async fn old_events_go_and_the_newest_stay_in_order() {
 }
 
 #[tokio::test]
+async fn what_was_learned_is_kept_in_no_revision() {
+    let dir = tempfile::tempdir().unwrap();
+    let vm = |name: &str| -> VmId { name.parse().unwrap() };
+    let pattern = |name: &str, json: &str| KeptPattern { vm: vm(name), json: json.to_owned() };
+    let mut store = open(dir.path()).await;
+    store.commit(&commit(1, vec![put("a", 1, None)])).await.unwrap();
+    store.keep(&[pattern("vm-a", "1"), pattern("vm-b", "2")], &BTreeSet::new()).await.unwrap();
+    store.keep(&[pattern("vm-b", "3")], &[vm("vm-a"), vm("vm-c")].into()).await.unwrap();
+    drop(store);
+    let mut store = open(dir.path()).await;
+    let loaded = store.load().await.unwrap();
+    assert_eq!((loaded.revision, loaded.patterns), (Revision(1), vec![pattern("vm-b", "3")]));
+    store.commit(&commit(2, vec![put("b", 1, None)])).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_store_of_a_newer_version_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.sqlite");
@@ -194,13 +210,18 @@ struct Failing {
 
 #[async_trait]
 impl Store for Failing {
-    async fn load(&mut self) -> Result<Loaded, StoreError> {
+    async fn load(&mut self) -> Result<Kept, StoreError> {
         self.inner.load().await
     }
 
     async fn commit(&mut self, commit: &Commit) -> Result<(), StoreError> {
         self.fail()?;
         self.inner.commit(commit).await
+    }
+
+    async fn keep(&mut self, kept: &[KeptPattern], forgotten: &BTreeSet<VmId>) -> Result<(), StoreError> {
+        self.fail()?;
+        self.inner.keep(kept, forgotten).await
     }
 
     async fn probe(&mut self) -> Result<(), StoreError> {

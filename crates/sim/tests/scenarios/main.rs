@@ -1,9 +1,11 @@
 //! One thing at a time: the cluster of the simulator, with faults at chosen moments.
 
 mod matrix;
+mod placement;
 mod post_copy;
 mod queue;
 mod scene;
+mod waking;
 
 use drover_control::interface::{Ask, RefusalKind, Reply};
 use drover_model::intent::{PowerIntent, RunIntent};
