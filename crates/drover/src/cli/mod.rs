@@ -9,6 +9,7 @@
 //!  network.rs security_group.rs port.rs   one noun each
 //!  console.rs   the terminal of `vm console`         daemon.rs   `server` and `agent`
 //!  what_if.rs   `plan --from`                   input.rs    files that may be large or compressed
+//!  load.rs      `load record`
 //!  sim.rs       `sim`                          replay.rs   `sim replay`
 //! ```
 //!
@@ -23,6 +24,7 @@ mod failure;
 mod host;
 mod image;
 mod input;
+mod load;
 mod migration;
 mod network;
 mod output;
@@ -144,6 +146,10 @@ enum Command {
     #[command(subcommand)]
     Policy(policy::Verb),
 
+    /// What vms want, over time
+    #[command(subcommand)]
+    Load(load::Verb),
+
     /// The cluster as a whole: scenario, mode, counts
     Status,
     /// What happened
@@ -227,6 +233,7 @@ async fn client_verb(context: &Context, command: Command) -> Result<(), Failure>
         }
         Command::Migration(verb) => migration::run(context, verb).await,
         Command::Policy(verb) => policy::run(context, verb).await,
+        Command::Load(verb) => load::run(context, verb).await,
         Command::Status => cluster::status(context).await,
         Command::Events(events) => events.run(context).await,
         Command::Explain(explain) => explain.run(context).await,

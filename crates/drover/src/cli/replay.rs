@@ -210,3 +210,47 @@ fn table(rows: &[Row], output: Output) -> String {
     }
     columns.text()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::PLAIN;
+
+    #[test]
+    fn a_policy_is_a_name_and_its_keys() {
+        let base = Policy::default();
+        let policy = |text| named_policy(text, &base);
+        assert_eq!(policy("save").unwrap().1.aim, Aim::Save);
+        let (name, tight) = policy("tight=aim=auto,fill_to=0.8,spare_hosts=").unwrap();
+        assert_eq!((name.as_str(), tight.aim, tight.fill_to.0), ("tight", Aim::Auto, 0.8));
+        assert_eq!(policy("balance=eagerness=5").unwrap().1.eagerness.0, 5);
+        for bad in ["tight", "tight=fill_to", "save=aims=auto", "save=fill_to=0.95"] {
+            assert!(matches!(policy(bad), Err(Failure::Usage(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn policies_stand_side_by_side_with_a_chart_and_all_that_happened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("hosts.txt"), "host h1 cpu=4 mem=8192 managed\nhost h2 cpu=4 mem=8192 managed\n").unwrap();
+        let values = "20,".repeat(239) + "20";
+        std::fs::write(path("day.csv"), format!("web_1,{values}\nweb_2,{values}\n")).unwrap();
+        let replay = Replay {
+            recording: path("day.csv"),
+            cluster: path("hosts.txt"),
+            step: Some(Duration::from_secs(1)),
+            policies: vec!["balance".to_owned(), "thrifty=aim=save,settle_ms=1000".to_owned()],
+            chart: Some(path("day.svg")),
+            json: Some(path("day.json")),
+        };
+        replay.run(PLAIN).unwrap();
+        assert!(std::fs::read_to_string(path("day.svg")).unwrap().contains(">thrifty: "));
+        let json: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path("day.json")).unwrap()).unwrap();
+        let kwh = |n: usize| json[n][0]["energy_kwh"].as_f64().unwrap();
+        assert!(kwh(1) < kwh(0), "one host of two is switched off: {} and {}", kwh(1), kwh(0));
+        assert_eq!(json[1][1]["moves"].as_array().unwrap().len(), 1);
+        assert_eq!(json[0][0]["policy"], "balance");
+    }
+}

@@ -290,3 +290,76 @@ fn hosts(plan: &Decision, findings: &Findings, output: Output) -> String {
     }
     columns.text()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Exit;
+    use crate::cli::tests::PLAIN;
+    use drover_api::v1::Policy as WirePolicy;
+
+    const HOT: &str = "\
+host h1 cpu=4 mem=8192
+host h2 cpu=4 mem=8192
+vm a vcpus=2 mem=1024 on=h1 load=1.5
+vm b vcpus=2 mem=1024 on=h1 load=1.5
+vm c vcpus=2 mem=1024 on=h1 load=1.4
+vm new vcpus=1 mem=512
+";
+
+    fn what_if(from: &Path, changes: &[(&str, &str)]) -> WhatIf {
+        let changes = changes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        WhatIf { from: Some(from.to_owned()), format: None, load: None, changes }
+    }
+
+    #[test]
+    fn the_keys_of_a_policy_are_those_of_the_api() {
+        let wire = serde_json::to_value(WirePolicy::default()).unwrap();
+        let wire: BTreeSet<&str> = wire.as_object().unwrap().keys().map(String::as_str).collect();
+        let text: BTreeSet<&str> = native::policy_keys(&Policy::default()).map(|(key, _)| key).collect();
+        assert_eq!(text, wire);
+    }
+
+    #[test]
+    fn a_cluster_is_judged_for_people_to_read() {
+        let world = native::parse(HOT).unwrap();
+        let findings = planner::detect(&world);
+        let decision = planner::plan(&world, &findings, &Predictor::new());
+        let plan = view(&decision, &findings);
+        let judgement =
+            Judgement { findings: String::new(), plan, violations: Vec::new(), placements: placements(&world) };
+        let text = describe(&judgement, &decision, &findings, PLAIN);
+        for part in [
+            "scenario   hotspot: h1 is hot",
+            "Steps\nSTEP  AFTER",
+            "from h1 to h2",
+            "Hosts\nHOST",
+            "new goes to h2 because",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_bad_usage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cluster.txt");
+        std::fs::write(&path, HOT).unwrap();
+        let failure = |changes: &[(&str, &str)]| what_if(&path, changes).run(PLAIN).unwrap_err();
+        for (changes, message) in [
+            (&[("aim", "fast")][..], "aim=fast, but expected balance, save or auto"),
+            (&[("aims", "auto")], "aims=auto, but expected a key of the policy"),
+            (&[("fill_to", "0.9")], "the policy makes no sense: fill_to: must be below hot_above"),
+            (&[("aim", "auto"), ("aim", "save")], "aim is given twice"),
+        ] {
+            let failure = failure(changes);
+            assert_eq!(failure.exit(), Exit::Usage, "{failure}");
+            assert!(failure.to_string().starts_with(message), "{failure}");
+        }
+        std::fs::write(&path, "host h1 cpu=x").unwrap();
+        let bad = failure(&[]);
+        assert!(bad.line().ends_with("cluster.txt: line 1: cpu=x, but expected cores, e.g. 4 or 0.5"), "{bad}");
+        assert_eq!(bad.exit(), Exit::Usage);
+        assert!(what_if(&path, &[]).refuse().is_err(), "a verb asks the server");
+    }
+}

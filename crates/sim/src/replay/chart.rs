@@ -98,10 +98,11 @@ impl Panel {
         // Each value holds for its whole step.
         let path = |values: &[f64]| {
             let step = width / values.len().max(1) as f64;
-            let mut path = String::new();
-            for (n, value) in values.iter().enumerate() {
-                let x = LEFT + n as f64 * step;
-                let _ = write!(path, "{}{x:.1} {:.1}H{:.1}", if n == 0 { 'M' } else { 'L' }, y(*value), x + step);
+            let (mut path, mut x) = (String::new(), LEFT);
+            for run in values.chunk_by(|a, b| a == b) {
+                let _ = write!(path, "{}{x:.1} {:.1}", if path.is_empty() { 'M' } else { 'L' }, y(run[0]));
+                x += run.len() as f64 * step;
+                let _ = write!(path, "H{x:.1}");
             }
             path
         };

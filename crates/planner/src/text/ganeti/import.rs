@@ -25,7 +25,7 @@ pub struct Imported {
 pub enum CannotImport {
     #[error("{what} {first} and {second} would both be called {name} here: rename one")]
     SameName { what: &'static str, first: String, second: String, name: String },
-    #[error("{what} {name:?} holds no letter or digit that a name could be made of: rename it")]
+    #[error("{what}: {name:?} holds no letter or digit that a name could be made of: rename it")]
     NoName { what: &'static str, name: String },
     #[error("the load is of {name}, which the cluster does not have: use the load of the same cluster")]
     UnknownInstance { name: String },
@@ -262,4 +262,86 @@ fn left_out(cluster: &Cluster, loads: &BTreeMap<String, Load>) -> Vec<String> {
             .push("mirrored disks take no room here; an instance with a mirror moves to its secondary only".to_owned());
     }
     remarks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check;
+
+    const CLUSTER: &str = "\
+default|u-1|preferred||
+spare|u-2|preferred||
+
+Node1.example.com|65536|1024|47104|1000|900|17|M|u-1|1
+node2|65536|1024|64512|1000|900|17|Y|u-1|1||N|0|1|0.5
+node3|65536|1024|64512|1000|900|17|N|u-2|1
+node4|?|?|?|?|?|?|N|u-2|1
+
+web-1|4096|10|2|running|Y|Node1.example.com||ext|web:a|1
+web-2|4096|10|2|running|Y|Node1.example.com||ext|web:a,other:b|1
+db-1|4096|20|4|running|Y|node3|node4|drbd|other:b|1
+disk-1|4096|20|4|running|Y|Node1.example.com||plain||1
+calm-1|2048|20|4|running|N|Node1.example.com||rbd||1
+off-1|8192|20|4|ADMIN_down|Y|Node1.example.com||rbd||1
+next-1|1024|0|1|running|Y|node3||rbd||1|-|Y
+
+htools:iextags:web
+
+|128,1,1024,1,1,1|128,1,1024,1,1,1;32768,8,1048576,16,8,12|drbd,ext|4.0|32.0
+";
+
+    fn imported(text: &str, load: &str) -> Result<Imported, CannotImport> {
+        import(&text.parse().unwrap(), &super::super::parse_load(load).unwrap())
+    }
+
+    #[test]
+    fn nodes_instances_groups_and_tags_become_what_they_are_here() {
+        let load = "web-1 1.5 0.25 0 0\nweb-2 9 2 0 0.5\n";
+        let Imported { world, remarks } = imported(CLUSTER, load).unwrap();
+        let host = |id: &str| &world.hosts[&id.parse::<HostId>().unwrap()];
+        let first = host("node1-example-com");
+        // 65536, less its own 1024 and 3072 that nobody accounts for: 14336 are in use and 47104 free.
+        assert_eq!(first.capacity.unwrap(), Capacity { cpu: CpuMillis(16_000), memory: Bytes::mib(61_440) });
+        assert_eq!(first.zone.as_ref().unwrap().as_str(), "default");
+        assert_eq!((host("node2").maintenance, host("node2").capacity.unwrap().cpu), (true, CpuMillis(8_000)));
+        assert_eq!((host("node4").state, host("node4").capacity), (HostState::Down, None));
+        let vm = |id: &str| &world.vms[&id.parse::<VmId>().unwrap()];
+        assert_eq!(vm("web-1").load.last().unwrap().1.cpu_wanted, CpuMillis(1500));
+        assert_eq!(vm("web-1").load.last().unwrap().1.memory_used, Bytes::mib(1024));
+        assert_eq!(vm("web-2").load.last().unwrap().1.cpu_wanted, CpuMillis(2000), "no more than its processors");
+        assert_eq!((vm("web-1").cpu_reserved, &vm("web-1").movable), (CpuMillis(500), &Movable::Yes));
+        let pins: Vec<&str> = vm("db-1").pinned_to.iter().map(HostId::as_str).collect();
+        assert_eq!(pins, ["node3", "node4"]);
+        assert!(matches!(&vm("disk-1").movable, Movable::No { why } if why == "its disks lie on its host"));
+        assert!(matches!(vm("calm-1").movable, Movable::No { .. }));
+        assert_eq!((vm("next-1").host.as_ref(), world.vms.len()), (None, 6), "off-1 does not run");
+        let rules: Vec<(&str, usize)> = world.rules.iter().map(|rule| (rule.id.as_str(), rule.vms.len())).collect();
+        assert_eq!(rules, [("group-default", 4), ("group-spare", 2), ("tag-0", 2)]);
+        assert_eq!(world.rules[2].kind, RuleKind::Apart { within: Scope::Host });
+        for part in ["1 instances that do not run", "load of disks and network", "mirrored disks"] {
+            assert!(remarks.iter().any(|remark| remark.contains(part)), "{part}: {remarks:?}");
+        }
+        assert_eq!(native::parse(&native::write(&world)).unwrap(), world, "it can be written as our own");
+    }
+
+    #[test]
+    fn it_can_be_planned_for() {
+        let Imported { world, .. } = imported(CLUSTER, "web-1 1.5 0.25 0 0\n").unwrap();
+        let findings = crate::detect(&world);
+        let plan = crate::plan(&world, &findings, &crate::predict::Predictor::new());
+        assert_eq!(check(&world, &plan), []);
+    }
+
+    #[test]
+    fn what_can_not_be_said_here_is_refused_with_what_to_do() {
+        let refused =
+            |from: &str, to: &str, load: &str| imported(&CLUSTER.replace(from, to), load).unwrap_err().to_string();
+        let same = refused("node3", "NODE2", "");
+        assert_eq!(same, "nodes node2 and NODE2 would both be called node2 here: rename one");
+        assert!(refused("web-1|", "...|", "").starts_with("instances: \"...\" holds no letter or digit"));
+        assert!(refused("web-1", "web-1", "web-9 1 1 1 1").starts_with("the load is of web-9, which the cluster"));
+        let quiet = imported(CLUSTER, "").unwrap();
+        assert!(quiet.remarks.iter().any(|remark| remark.starts_with("no load is given")), "{:?}", quiet.remarks);
+    }
 }
