@@ -15,7 +15,7 @@ pub fn text(path: &Path) -> Result<String, Failure> {
     let file = || {
         if stdin { Ok(Box::new(io::stdin()) as Box<dyn Read>) } else { Ok(Box::new(std::fs::File::open(path)?) as _) }
     };
-    let read = file().and_then(|file| read(file));
+    let read = file().and_then(read);
     read.map_err(|source| match source.kind() {
         // What was named can't be used as it is, whatever else may be wrong with this machine.
         ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::UnexpectedEof => {
