@@ -8,7 +8,9 @@
 //!  host.rs vm.rs image.rs tenant.rs token.rs plan.rs migration.rs policy.rs events.rs cluster.rs
 //!  network.rs security_group.rs port.rs rule.rs   one noun each; attributes.rs   what `host set` takes
 //!  console.rs   the terminal of `vm console`         daemon.rs   `server` and `agent`
-//!  sim.rs       `sim`
+//!  what_if.rs   `plan --from`                   input.rs    files that may be large or compressed
+//!  load.rs      `load record`
+//!  sim.rs       `sim`                          replay.rs   `sim replay`
 //! ```
 //!
 //! Standard output carries data only; remarks, progress and errors go to standard error.
@@ -22,12 +24,15 @@ mod events;
 mod failure;
 mod host;
 mod image;
+mod input;
+mod load;
 mod migration;
 mod network;
 mod output;
 mod plan;
 mod policy;
 mod port;
+mod replay;
 mod rule;
 mod security_group;
 pub mod show;
@@ -37,6 +42,7 @@ mod token;
 mod values;
 mod vm;
 mod wait;
+mod what_if;
 
 pub use failure::{Exit, Failure};
 
@@ -135,15 +141,19 @@ enum Command {
     /// API tokens
     #[command(subcommand)]
     Token(token::Verb),
-    /// What the cluster decided to do, and why
-    #[command(subcommand)]
-    Plan(plan::Verb),
+    /// What the cluster decided to do, and why; with --from, what a described cluster would do
+    #[command(after_help = what_if::AFTER_HELP, arg_required_else_help = true)]
+    Plan(what_if::Plan),
     /// Live migrations
     #[command(subcommand)]
     Migration(migration::Verb),
     /// What the cluster decides by
     #[command(subcommand)]
     Policy(policy::Verb),
+
+    /// What vms want, over time
+    #[command(subcommand)]
+    Load(load::Verb),
 
     /// The cluster as a whole: scenario, mode, counts
     Status,
@@ -160,7 +170,7 @@ enum Command {
     Completions { shell: clap_complete::Shell },
     /// Print the API's OpenAPI document
     Openapi,
-    /// Simulate a virtual fleet under faults, from a seed
+    /// Simulate a virtual fleet under faults, from a seed; or replay recorded load
     Sim(sim::Sim),
 }
 
@@ -176,9 +186,14 @@ pub fn main() -> ExitCode {
     };
     let Cli { global, command } = cli;
     if let Command::Sim(sim) = command {
-        return sim.run();
+        return sim.run(context::output(&global));
     }
-    match run(Cli { global, command }) {
+    ended(run(Cli { global, command }))
+}
+
+/// The exit code, after an error is said.
+fn ended(result: Result<(), Failure>) -> ExitCode {
+    match result {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
             if !matches!(failure, Failure::OutputClosed) {
@@ -198,6 +213,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "drover", &mut script);
             context::output(&cli.global).print(&String::from_utf8_lossy(&script))
         }
+        Command::Plan(what_if::Plan { what_if, verb: None }) => what_if.run(context::output(&cli.global)),
         Command::Openapi => context::output(&cli.global).print(&(drover_server::openapi_json() + "\n")),
         verb => {
             let context = Context::new(&cli.global)?;
@@ -217,15 +233,24 @@ async fn client_verb(context: &Context, command: Command) -> Result<(), Failure>
         Command::Rule(verb) => rule::run(context, verb).await,
         Command::Tenant(verb) => tenant::run(context, verb).await,
         Command::Token(verb) => token::run(context, verb).await,
-        Command::Plan(verb) => plan::run(context, verb).await,
+        Command::Plan(what_if::Plan { what_if, verb: Some(verb) }) => {
+            what_if.refuse()?;
+            plan::run(context, verb).await
+        }
         Command::Migration(verb) => migration::run(context, verb).await,
         Command::Policy(verb) => policy::run(context, verb).await,
+        Command::Load(verb) => load::run(context, verb).await,
         Command::Status => cluster::status(context).await,
         Command::Events(events) => events.run(context).await,
         Command::Explain(explain) => explain.run(context).await,
         Command::Top => Ok(crate::top::live::run(&context.client, !context.output.colour).await?),
         Command::Whoami => token::whoami(context).await,
-        Command::Server(_) | Command::Agent(_) | Command::Completions { .. } | Command::Openapi | Command::Sim(_) => {
+        Command::Server(_)
+        | Command::Agent(_)
+        | Command::Completions { .. }
+        | Command::Openapi
+        | Command::Plan(what_if::Plan { verb: None, .. })
+        | Command::Sim(_) => {
             unreachable!("run() takes the verbs that need no server")
         }
     }

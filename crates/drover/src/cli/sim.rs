@@ -1,6 +1,8 @@
 //! `drover sim`: a virtual fleet under faults, from a seed. Needs no server.
 
-use clap::Args;
+use super::output::Output;
+use super::replay::{self, Replay};
+use clap::{Args, Subcommand};
 use drover_sim::{Options, Range};
 use std::process::ExitCode;
 
@@ -17,6 +19,8 @@ Exit codes:
 Example:
   drover sim --seed 1 --seeds 100 --minutes 20")]
 pub struct Sim {
+    #[command(subcommand)]
+    verb: Option<Verb>,
     /// Of the first run
     #[arg(long, default_value_t = Options::default().seed)]
     seed: u64,
@@ -30,6 +34,13 @@ pub struct Sim {
     hosts: usize,
     #[arg(long, default_value_t = Options::default().vms, value_parser = vms)]
     vms: usize,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Recorded load under one or several policies: energy, slowness, moves and money, side by side
+    #[command(after_help = replay::AFTER_HELP)]
+    Replay(Replay),
 }
 
 fn hosts(text: &str) -> Result<usize, String> {
@@ -46,8 +57,11 @@ fn within(text: &str, least: usize, most: usize) -> Result<usize, String> {
 }
 
 impl Sim {
-    pub fn run(self) -> ExitCode {
-        let Self { seed, seeds, minutes, hosts, vms } = self;
+    pub fn run(self, output: Output) -> ExitCode {
+        let Self { verb, seed, seeds, minutes, hosts, vms } = self;
+        if let Some(Verb::Replay(replay)) = verb {
+            return super::ended(replay.run(output));
+        }
         let code = drover_sim::main_with(&Range { first: Options { seed, minutes, hosts, vms }, seeds });
         ExitCode::from(u8::try_from(code).unwrap_or(1))
     }

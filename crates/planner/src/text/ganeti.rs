@@ -18,7 +18,11 @@
 //!
 //! Source: htools(1) and hbal(1) of Ganeti 3.0, and what its `hbal` accepts. Memory and disk are in MiB.
 
+mod import;
+
 pub use super::BadText as ParseError;
+pub use import::{CannotImport, Imported, import};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
@@ -447,7 +451,7 @@ impl<'a> Line<'a> {
             "owner, standard, bounds, disk templates, vcpu ratio and spindle ratio of a policy",
         )?;
         let bounds: Vec<Spec> = bounds.split(';').map(|spec| self.spec(spec)).collect::<Result<_, _>>()?;
-        if bounds.len() % 2 != 0 {
+        if !bounds.len().is_multiple_of(2) {
             return Err(self.error(format!("{} bounds", bounds.len()), "a largest for each smallest, parted by ;"));
         }
         Ok(Policy {

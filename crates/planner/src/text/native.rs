@@ -25,6 +25,7 @@ mod write;
 
 pub use policy::{policy_keys, set_policy};
 pub use read::parse;
+pub(super) use series::{level_load, measure_hosts};
 pub use write::write;
 
 use drover_model::{Millis, TimeMs};

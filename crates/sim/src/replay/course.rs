@@ -128,7 +128,9 @@ impl<'r> Replay<'r> {
         for (id, vm) in &self.world.vms {
             if let Some(point) = self.recording.point(id, self.begun) {
                 let most = CpuMillis(u64::from(vm.vcpus) * CpuMillis::CORE.0);
-                self.wants.insert(id.clone(), Point { cpu: point.cpu.min(most), memory: point.memory.min(vm.memory) });
+                let memory =
+                    if point.memory == Bytes::ZERO { vm.memory.scale(0.5) } else { point.memory.min(vm.memory) };
+                self.wants.insert(id.clone(), Point { cpu: point.cpu.min(most), memory });
             }
         }
         let flows = self.flows();

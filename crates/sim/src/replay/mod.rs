@@ -18,12 +18,14 @@
 //! println!("{} kWh", replay.finish().energy_kwh);
 //! ```
 
+mod chart;
 mod course;
 mod recording;
 mod report;
 
+pub use chart::chart;
 pub use course::Replay;
-pub use recording::{BadRecording, Point, Recording};
+pub use recording::{BadRecording, HEADER, Point, Recording, Stranger};
 pub use report::{Bill, Moment, Move, Report};
 
 use drover_model::Millis;

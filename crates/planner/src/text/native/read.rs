@@ -14,13 +14,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::str::FromStr;
 
-const CLUSTER: &str = "now=, revision=, sample=";
-const POOL: &str = "parent=, cpu-reserved=, mem-reserved=, cpu-limit=, mem-limit=";
+pub(super) const CLUSTER: &str = "now=, revision=, sample=";
+pub(super) const POOL: &str = "parent=, cpu-reserved=, mem-reserved=, cpu-limit=, mem-limit=";
 /// What a host's line may say, behind its name.
-const HOST: &str = "cpu=, mem=, state=, drained, managed, dark, boot=, since=, net=, kind=, refuses=, rack=, zone=, \
+pub(super) const HOST: &str = "cpu=, mem=, state=, drained, managed, dark, boot=, since=, net=, kind=, refuses=, rack=, zone=, \
                     labels=, disk=, link=, power=, power-cycle-micro=, moves=";
 /// And a vm's.
-const VM: &str = "vcpus=, mem=, on=, load=, res=, rx=, tx=, dirty=, pattern=, name=, tenant=, group=, pin=, net=, \
+pub(super) const VM: &str = "vcpus=, mem=, on=, load=, res=, rx=, tx=, dirty=, pattern=, name=, tenant=, group=, pin=, net=, \
                   moved=, fixed=, to=, disk=, pool=, cpu-reserved=, generation=";
 const RULE: &str = "together, apart, on, not-on or hosts-max=, then within=host, rack or zone, hosts=, racks=, zones=, \
                     labels= as the rule needs, and vms=";

@@ -85,8 +85,19 @@ pub(super) fn window(values: &[CpuMillis], level: Level, now: TimeMs, sample_eve
     values.iter().enumerate().map(|(n, cpu)| (at(n), sample(*cpu))).collect()
 }
 
+/// As much all the time.
+pub(in crate::text) fn level_load(
+    cpu: CpuMillis,
+    resident: Bytes,
+    now: TimeMs,
+    sample_every: Millis,
+) -> Window<VmSample> {
+    let level = Level { resident, rx: Bytes::ZERO, tx: Bytes::ZERO, dirty: None };
+    window(&[cpu; SAMPLES], level, now, sample_every)
+}
+
 /// Gives each host that is up and not dark the sum over its vms, for as long as any vm is known.
-pub(super) fn measure_hosts(world: &mut World, dark: &BTreeSet<HostId>) {
+pub(in crate::text) fn measure_hosts(world: &mut World, dark: &BTreeSet<HostId>) {
     let (now, every) = (world.now, world.sample_every);
     let longest = world.vms.values().map(|vm| vm.load.len()).max().unwrap_or(0).max(SAMPLES);
     let mut sums: BTreeMap<&HostId, Vec<HostSample>> = BTreeMap::new();

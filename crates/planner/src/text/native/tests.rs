@@ -216,3 +216,14 @@ fn nothing_that_is_typed_makes_it_panic() {
         }
     }
 }
+
+#[test]
+fn the_documented_example_is_a_cluster() {
+    let page = include_str!("../../../../../docs/planner.md");
+    let example = page.split("```").nth(1).unwrap();
+    let world = parse(example).unwrap();
+    assert_eq!((world.hosts.len(), world.vms.len(), world.rules.len(), world.pools.len()), (3, 4, 2, 2));
+    for key in [read::HOST, read::VM, read::POOL, read::CLUSTER].join(", ").split(", ") {
+        assert!(page.contains(&format!("`{key}`")), "{key} is not documented");
+    }
+}
