@@ -5,6 +5,7 @@
 
 mod io;
 mod prediction;
+mod rescheduling;
 mod schedule;
 
 use anyhow::Result;
@@ -23,6 +24,8 @@ struct Cli {
 enum Bench {
     /// How far predicted migration times are from real ones, on instances held back.
     Prediction(prediction::Args),
+    /// How far few moves bring free cores together into blocks of 16, and how far no moves could.
+    Rescheduling(rescheduling::Args),
     /// How near the end of many migrations is to what no order can beat, and how long planning them takes.
     Schedule(schedule::Args),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
 fn dispatch(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Prediction(args) => prediction::run(args),
+        Bench::Rescheduling(args) => rescheduling::run(args),
         Bench::Schedule(args) => schedule::run(args),
     }
 }
