@@ -4,6 +4,7 @@
 //! bar that is missed is said and is no failure. Exit status 2: an input is not there.
 
 mod io;
+mod planetlab;
 mod prediction;
 mod rescheduling;
 mod schedule;
@@ -22,6 +23,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    /// What policies of consolidation make of recorded days: energy, slowness and moves, beside the published ones.
+    Planetlab(planetlab::Args),
     /// How far predicted migration times are from real ones, on instances held back.
     Prediction(prediction::Args),
     /// How far few moves bring free cores together into blocks of 16, and how far no moves could.
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
 
 fn dispatch(bench: &Bench) -> Result<()> {
     match bench {
+        Bench::Planetlab(args) => planetlab::run(args),
         Bench::Prediction(args) => prediction::run(args),
         Bench::Rescheduling(args) => rescheduling::run(args),
         Bench::Schedule(args) => schedule::run(args),

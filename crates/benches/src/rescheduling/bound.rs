@@ -20,10 +20,9 @@
 //! only adds plans, so the bound holds. Prices are improved by subgradient steps; the best bound seen counts, rounded
 //! down, as blocks are whole.
 
-use super::input::{Cluster, Need, Shape};
+use super::input::{BLOCK, Cluster, Need, Shape, Vm};
 use std::collections::BTreeMap;
 
-const BLOCK_CORES: u32 = 16;
 /// Of the prices. Enough for the bound to settle on clusters of hundreds of hosts.
 const STEPS_MAX: usize = 600;
 /// Steps without a better bound until they become shorter.
@@ -119,17 +118,17 @@ type Pairs = BTreeMap<[usize; 2], (f64, Vec<usize>)>;
 impl Problem {
     fn new(cluster: &Cluster) -> Self {
         let movable = || cluster.vms.iter().filter(|vm| vm.movable);
-        let cores = |vm: &super::input::Vm| match vm.shape {
+        let cores = |vm: &Vm| match vm.shape {
             Shape::One(need) => [need.cores, 0],
             Shape::Both(needs) => needs.map(|need: Need| need.cores),
         };
         let frees = cluster.hosts.iter().flat_map(|host| host.nodes.map(|node| node.cores_free));
-        let unit = movable().flat_map(cores).chain(frees).fold(BLOCK_CORES, gcd);
+        let unit = movable().flat_map(cores).chain(frees).fold(BLOCK, gcd);
         let scaled = |cores: u32| (cores / unit) as usize;
 
         // Vms without cores gain nothing and stand in nobody's way here.
         let moved = || movable().map(|vm| (vm, cores(vm).map(scaled))).filter(|(_, cores)| *cores != [0, 0]);
-        let on_one = |vm: &super::input::Vm| matches!(vm.shape, Shape::One(_));
+        let on_one = |vm: &Vm| matches!(vm.shape, Shape::One(_));
         let mut ones: Vec<usize> = moved().filter(|(vm, _)| on_one(vm)).map(|(_, [cores, _])| cores).collect();
         let mut boths: Vec<[usize; 2]> = moved().filter(|(vm, _)| !on_one(vm)).map(|(_, cores)| cores).collect();
         ones.sort_unstable();
@@ -160,7 +159,7 @@ impl Problem {
             *groups.entry(host).or_default() += 1;
         }
         Self {
-            block: scaled(BLOCK_CORES),
+            block: scaled(BLOCK),
             ones,
             boths,
             groups: groups.into_iter().collect(),

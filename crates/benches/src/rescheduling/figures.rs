@@ -1,12 +1,9 @@
 //! What is printed and written: a row for each limit, with the sum and each cluster.
 
 use super::check::Fragments;
-use super::input::{Cluster, Move, Shape};
+use super::input::{BLOCK, Cluster, Move, Shape};
 use serde::Serialize;
 use std::fmt::{self, Display, Formatter};
-
-/// Cores of a block.
-const BLOCK: u32 = 16;
 
 #[derive(Debug, Serialize)]
 pub struct Figures {

@@ -6,6 +6,8 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::Read;
 
+/// Free cores come in blocks of this many on a node, or are a fragment.
+pub const BLOCK: u32 = 16;
 /// Of the unpacked file. Ten thousand hosts take about 60 MB.
 const BYTES_MAX: u64 = 512 << 20;
 /// Cores of a node. Bounds the tables of the lower bound.

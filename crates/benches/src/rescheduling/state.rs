@@ -1,9 +1,9 @@
 //! All clusters of a file in one row of arrays, and where every vm is while the search tries things.
 
-use super::input::{Cluster, Move, Need, Place, Shape};
+use super::input::{self, Cluster, Move, Need, Place, Shape};
 
-/// Free cores come in blocks of this many, or are a fragment.
-pub const BLOCK: i32 = 16;
+/// Signed, as rooms are.
+pub const BLOCK: i32 = input::BLOCK as i32;
 
 /// What does not change. Hosts and vms are numbered through all clusters.
 #[derive(Debug)]

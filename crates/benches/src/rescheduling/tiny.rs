@@ -184,7 +184,7 @@ fn vms_that_wait_for_each_other_take_a_third_place_for_one_move_more() {
     let with_room = start(8);
     let moves = ordered(&with_room, 3).expect("one can step aside");
     assert_eq!(moves.len(), 3);
-    replay(&[with_room.clone()], &moves, 3).unwrap();
+    replay(std::slice::from_ref(&with_room), &moves, 3).unwrap();
     assert_eq!(ordered(&with_room, 2), None, "a third move is one too many");
     assert_eq!(ordered(&start(4), 3), None, "nobody can step aside");
 }

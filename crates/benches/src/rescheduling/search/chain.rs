@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use std::time::Instant;
 
 /// At the beginning and at the end of a chain, in blocks.
-const HEAT: (f64, f64) = (0.15, 0.03);
+const HEAT: (f64, f64) = (0.1, 0.025);
 /// Tries between looks at the clock.
 const STRETCH: u64 = 4096;
 /// Nodes looked at for a vm to go to.
@@ -127,7 +127,7 @@ impl<'a> Chain<'a> {
         leave.clear();
         let mut possible = self.choose_leavers(node, &mut leave);
         for &vm in &leave {
-            possible = possible && self.to_fragment(vm);
+            possible = possible && self.move_into_fragment(vm);
         }
         self.leave = leave;
         possible
@@ -177,7 +177,7 @@ impl<'a> Chain<'a> {
     }
 
     /// To that of a few nodes looked at where the vm costs no block and leaves the least.
-    fn to_fragment(&mut self, vm: usize) -> bool {
+    fn move_into_fragment(&mut self, vm: usize) -> bool {
         let from = self.state.place(vm).host;
         let cluster = self.state.site.cluster_of(from);
         let mut best = None;
@@ -213,7 +213,7 @@ impl<'a> Chain<'a> {
     /// One that is away goes to another node's fragment.
     fn elsewhere(&mut self) -> bool {
         let Some(vm) = self.some_away() else { return false };
-        self.to_fragment(vm)
+        self.move_into_fragment(vm)
     }
 
     fn some_away(&mut self) -> Option<usize> {
