@@ -94,7 +94,7 @@ fn found(clusters: &[Cluster], limit: usize, seed: u64) -> (Found, Vec<Move>) {
 #[test]
 fn the_search_finds_the_best_there_is_and_the_bound_is_no_worse() {
     let (mut gaining, mut tight) = (0, 0);
-    for seed in 0..40 {
+    for seed in 0..16 {
         let clusters = [made_up(seed), made_up(1000 + seed)];
         // All orders of three moves over two clusters are too many: one cluster gets three, two get two.
         for (clusters, limit) in [(&clusters[..1], 3), (&clusters[..], 2)] {
@@ -110,7 +110,7 @@ fn the_search_finds_the_best_there_is_and_the_bound_is_no_worse() {
             tight += u32::from(start - fewest == 16 * bound);
         }
     }
-    assert!(gaining > 25 && tight > 50, "{gaining} with a gain, {tight} where the bound is met");
+    assert!(gaining > 8 && tight > 20, "{gaining} with a gain, {tight} where the bound is met");
 }
 
 #[test]
