@@ -11,7 +11,7 @@ const CLUSTER: &str = "drover-bench";
 const FIGURES: &str = "drover-figures";
 const FIGURES_PACKAGE: &str = "drover-benches";
 /// Each bench and the program that has it. Known here, too, so that a wrong name is said before a build of minutes.
-const BENCHES: [(&str, &str); 9] = [
+const BENCHES: [(&str, &str); 10] = [
     ("footprint", CLUSTER),
     ("forecast", FIGURES),
     ("migration", CLUSTER),
@@ -19,6 +19,7 @@ const BENCHES: [(&str, &str); 9] = [
     ("pingpong", FIGURES),
     ("planetlab", FIGURES),
     ("prediction", FIGURES),
+    ("rescheduling", FIGURES),
     ("scale", FIGURES),
     ("schedule", FIGURES),
 ];

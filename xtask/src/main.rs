@@ -28,11 +28,12 @@ usage: cargo xtask <command>
                migration-faults (everything killed in each phase of a migration), forecast (whether
                forecasts' intervals hold what comes, on recorded days), pingpong (whether vms are sent to
                and fro in a week of noisy load), planetlab (policies of consolidation on recorded days),
-               prediction (predicted against real migration times), scale (what a round costs as clusters
-               grow) or schedule (many migrations against their bound); ARGS go to it (--json FILE;
+               prediction (predicted against real migration times), rescheduling (free cores brought
+               together by few moves, against a bound), scale (what a round costs as clusters grow)
+               or schedule (many migrations against their bound); ARGS go to it (--json FILE;
                footprint: --seconds N; migration: --workload, --link, --side, --rounds N;
                migration-faults: --cell VICTIM/PHASE, --logs DIR; forecast, planetlab: --input PATH...;
-               prediction: --input CSV; pingpong, schedule: --seed N; scale: --size NAME, --rounds N)
+               prediction: --input CSV; rescheduling: --input FILE.json.gz; pingpong, schedule: --seed N; scale: --size NAME, --rounds N)
   test         setup, then every check and every test
   tidy         check the rules of the code base that the compiler does not check
   guest-image  build the image that the demo's and the tests' vms run, into target/guest/

@@ -9,6 +9,7 @@ mod pingpong;
 mod planetlab;
 mod prediction;
 mod random;
+mod rescheduling;
 mod scale;
 mod schedule;
 mod worlds;
@@ -35,6 +36,8 @@ enum Bench {
     Planetlab(planetlab::Args),
     /// How far predicted migration times are from real ones, on instances held back.
     Prediction(prediction::Args),
+    /// How far few moves bring free cores together into blocks of 16, and how far no moves could.
+    Rescheduling(rescheduling::Args),
     /// What a round costs as clusters grow.
     Scale(scale::Args),
     /// How near the end of many migrations is to what no order can beat, and how long planning them takes.
@@ -60,6 +63,7 @@ fn dispatch(bench: &Bench) -> Result<()> {
         Bench::Pingpong(args) => pingpong::run(args),
         Bench::Planetlab(args) => planetlab::run(args),
         Bench::Prediction(args) => prediction::run(args),
+        Bench::Rescheduling(args) => rescheduling::run(args),
         Bench::Scale(args) => scale::run(args),
         Bench::Schedule(args) => schedule::run(args),
     }

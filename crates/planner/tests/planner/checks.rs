@@ -247,7 +247,7 @@ fn host<'w>(world: &'w mut World, id: &str) -> &'w mut HostView {
     world.hosts.get_mut(&id.parse().unwrap()).unwrap()
 }
 
-const FOUR: &str = "policy {\"aim\": \"auto\"}
+const FOUR: &str = "policy aim=auto
     host h1 cpu=4 mem=4096 managed
     host h2 cpu=4 mem=4096 managed
     host h3 cpu=4 mem=4096 managed

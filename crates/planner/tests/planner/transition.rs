@@ -182,7 +182,7 @@ fn load(vm: &drover_model::world::VmView) -> Load {
 
 /// Hosts of so many MiB, vms as `MiB from to`.
 fn case(hosts: &[u64], vms: &[(u64, usize, usize)]) -> Case {
-    let mut text = String::from("policy {\"migrations_at_once_max\": 8, \"return_after\": 0}\n");
+    let mut text = String::from("policy migrations_at_once_max=8 return_after_ms=0\n");
     for (n, mib) in hosts.iter().enumerate() {
         writeln!(text, "host h{n:02} cpu=64 mem={mib}").unwrap();
     }
@@ -352,7 +352,7 @@ fn cases() -> impl Strategy<Value = Case> {
     );
     parts.prop_map(|(hosts, vms, rules, per_host, at_once, percent)| {
         let mut text = format!(
-            "policy {{\"hot_above\":1.0,\"migrations_at_once_max\":{at_once},\"migration\":{{\"per_host_max\":{per_host}}},\"return_after\":0}}\n"
+            "policy hot_above=1.0 migrations_at_once_max={at_once} migrations_per_host_max={per_host} return_after_ms=0\n"
         );
         for (n, (mib, ..)) in hosts.iter().enumerate() {
             writeln!(text, "host h{n:02} cpu=4 mem={mib}").unwrap();
