@@ -89,7 +89,7 @@ fn host_finding(problem: &Problem<'_>, state: &State, host: usize, changed_at: d
     let shares = |value: fn(&HostSample) -> u64, whole: u64| -> Vec<_> {
         row.evidence(problem.world).map(|(at, sample)| (*at, share(value(sample), whole))).collect()
     };
-    let measured = problem.at_quantile(sums);
+    let measured = problem.measured(sums);
     let used = sums.resident.unsigned_abs();
     let mut cpu = Series {
         resource: Resource::Cpu,

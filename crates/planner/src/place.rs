@@ -101,7 +101,7 @@ fn too_busy(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx) -> Opt
         return None;
     }
     let sums = if problem.vms[vm].measured { state.sums[host].with(&problem.vms[vm].wants) } else { state.sums[host] };
-    let demand = problem.at_quantile(&sums);
+    let demand = problem.measured(&sums);
     let room_for = problem.cpu_share(host, problem.policy().fill_to);
     (demand > room_for).then_some(Barrier::Cpu { host, demand, room_for })
 }

@@ -9,7 +9,7 @@ use crate::search::improve::improve;
 use crate::search::relieve::{self, still_hot};
 use crate::search::repair::{broken, repair};
 use crate::search::wake::{self, relieve_hot, wake};
-use crate::search::{Draft, Finished, spare};
+use crate::search::{Act, Draft, Finished, spare};
 use crate::{bound, cost};
 use drover_model::plan::{Action, Findings, Heat, HostPrediction, Plan, Prediction, Scenario, Step};
 use drover_model::world::{HostState, Movable, World};
@@ -114,10 +114,19 @@ fn decide(draft: &mut Draft<'_, '_>, findings: &Findings, heat: &[Heat]) {
         Scenario::Balanced | Scenario::Underused => true,
         Scenario::Hotspot | Scenario::Saturated | Scenario::Mixed | Scenario::Degraded => false,
     };
-    if draft.is_empty() && calm {
+    let calm = calm && draft.is_empty();
+    if calm || relieved(draft, findings) {
         consolidate(draft, heat, usize::MAX);
     }
     keeping(draft, &improve);
+}
+
+/// Some hosts were hot, and others had room for what was too much: what is cold elsewhere is no less so.
+fn relieved(draft: &Draft<'_, '_>, findings: &Findings) -> bool {
+    let woken = || draft.acts_since(0).any(|act| matches!(act, Act::PowerOn { .. }));
+    findings.scenario == Scenario::Hotspot
+        && !woken()
+        && draft.hot.iter().all(|host| !still_hot(draft.problem, &draft.state, *host))
 }
 
 /// Takes back what was done since `mark`, the last first, until no host that could be lost before can't be lost any more.

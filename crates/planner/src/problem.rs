@@ -34,6 +34,8 @@ const FRESH_VM_MILLIS_PER_VCPU: u64 = 500;
 const DARK_VM_MILLIS_PER_VCPU: u64 = 1000;
 /// Samples of resident memory and traffic looked at; the largest counts.
 const LARGEST_OF: usize = 5;
+/// Samples that say what a vm wants now, at most.
+const NOW_SAMPLES: usize = 5;
 /// Moves within this count against the limits of moves.
 const HOUR: Millis = Millis::secs(3_600);
 
@@ -43,6 +45,8 @@ pub(crate) struct Sums {
     /// Expected processor demand that was measured, thousandths of a core, and its variance.
     pub mean: u64,
     pub variance: u64,
+    /// What is measured to be wanted now, which no forecast talks away: see [`Problem::load`].
+    pub now: u64,
     /// Demand of vms that nobody has measured.
     pub assumed: u64,
     pub memory: u64,
@@ -61,6 +65,7 @@ impl Sums {
         Self {
             mean: self.mean + vm.mean,
             variance: self.variance + vm.variance,
+            now: self.now + vm.now,
             assumed: self.assumed + vm.assumed,
             memory: self.memory + vm.memory,
             resident: self.resident + vm.resident,
@@ -75,6 +80,7 @@ impl Sums {
         Self {
             mean: self.mean - vm.mean,
             variance: self.variance - vm.variance,
+            now: self.now - vm.now,
             assumed: self.assumed - vm.assumed,
             memory: self.memory - vm.memory,
             resident: self.resident - vm.resident,
@@ -188,9 +194,14 @@ impl<'w> Problem<'w> {
         sums.mean + (self.sigmas * (sums.variance as f64).sqrt()).ceil() as u64
     }
 
+    /// What measured vms may ask for: the forecast at the quantile, and no less than what they want now.
+    pub fn measured(&self, sums: &Sums) -> u64 {
+        self.at_quantile(sums).max(sums.now)
+    }
+
     /// All that a host may be asked for, assumed demand included.
     pub fn load(&self, sums: &Sums) -> u64 {
-        self.at_quantile(sums) + sums.assumed
+        self.measured(sums) + sums.assumed
     }
 
     /// Thousandths of the host's processor that are asked for.
@@ -302,6 +313,7 @@ fn vm_row<'w>(
         wants: Sums {
             mean: if measured { mean } else { 0 },
             variance,
+            now: if forecast.is_some() { wanted_now(world, view) } else if measured { mean } else { 0 },
             assumed: if measured { 0 } else { mean },
             memory: view.memory.0,
             resident: largest(|sample| sample.memory_used.0).unwrap_or(view.memory.0) as i64,
@@ -315,6 +327,18 @@ fn vm_row<'w>(
         left: left.collect(),
         moves_in_hour: view.left.iter().filter(|(at, _)| age(at) < HOUR).count() as u32,
     }
+}
+
+/// Thousandths of a core: the median of the last samples, of as many as are evidence for a hot host, five at most.
+fn wanted_now(world: &World, view: &VmView) -> u64 {
+    let (mut last, mut count) = ([0; NOW_SAMPLES], 0);
+    let most = NOW_SAMPLES.min(world.policy.hot_evidence.n as usize);
+    for (_, sample) in view.load.iter().rev().take(most) {
+        last[count] = sample.cpu_wanted.0;
+        count += 1;
+    }
+    last[..count].sort_unstable();
+    last[count / 2].min(u64::from(view.vcpus) * CpuMillis::CORE.0)
 }
 
 impl HostRow<'_> {

@@ -7,7 +7,8 @@ use drover_model::plan::Objection;
 use drover_model::world::{HostState, Movable};
 use drover_model::{Bytes, CpuMillis, Millis, Ratio};
 
-/// A vm is not moved for balance or saving before its load is known for this many samples.
+/// A vm is not moved for balance or saving before its load is known for this many samples, or as many as are evidence
+/// for a cold host.
 const SAMPLES_TO_MOVE: usize = 5;
 
 /// A broken rule.
@@ -334,7 +335,8 @@ pub(crate) fn rests(problem: &Problem<'_>, vm: VmIx) -> Option<Barrier> {
 
 /// Why a vm is no candidate for relieving its hot host.
 pub(crate) fn too_new(problem: &Problem<'_>, vm: VmIx) -> Option<Barrier> {
-    let fresh = || (problem.vms[vm].samples < SAMPLES_TO_MOVE).then_some(Barrier::TooNew { vm });
+    let needed = SAMPLES_TO_MOVE.min(problem.policy().cold_evidence.n as usize);
+    let fresh = || (problem.vms[vm].samples < needed).then_some(Barrier::TooNew { vm });
     not_movable(problem, vm).or_else(fresh)
 }
 

@@ -5,7 +5,7 @@
 //! emptied as soon as the others hold everything.
 
 use super::policy::Policy;
-use super::world::{HostIx, Move, VmIx, World, round_s};
+use super::world::{BEGIN_S, HostIx, Move, VmIx, World, round_s};
 use drover_model::inventory::Capacity;
 use drover_model::load::{DailyPattern, HostSample, VmSample, Window};
 use drover_model::plan::Action;
@@ -44,17 +44,17 @@ impl Product {
     }
 
     fn cluster(&mut self, world: &World<'_>) -> Cluster {
-        let now = at(self.round);
+        let now = at(round_s(self.round));
         self.loads.resize_with(world.vms.len(), Window::default);
         self.hosts.resize_with(world.hosts.len(), Window::default);
         self.left.resize_with(world.vms.len(), Vec::new);
-        for (load, vm) in self.loads.iter_mut().zip(&world.vms) {
-            load.push(now, vm_sample(vm.demand));
-        }
-        for (load, host) in self.hosts.iter_mut().zip(&world.hosts) {
-            match host.vms.is_empty() {
-                true => load.clear(),
-                false => load.push(now, host_sample(host.vms.iter().map(|vm| world.vms[vm.0].demand).sum())),
+        for seen_s in seen_s(self.round) {
+            for (ix, (load, vm)) in self.loads.iter_mut().zip(&world.vms).enumerate() {
+                load.push(at(seen_s), vm_sample(world.asked_at(VmIx(ix), seen_s) * vm.kind.mips));
+            }
+            for (load, host) in self.hosts.iter_mut().zip(&world.hosts) {
+                let asked = |vm: &VmIx| world.asked_at(*vm, seen_s) * world.vms[vm.0].kind.mips;
+                load.push(at(seen_s), host_sample(host.vms.iter().map(asked).sum()));
             }
         }
         let hosts = world.hosts.iter().enumerate().map(|(ix, host)| {
@@ -147,8 +147,14 @@ impl Policy for Product {
     }
 }
 
-fn at(round: usize) -> TimeMs {
-    TimeMs(EPOCH.0 + 86_400_000 + (round_s(round) * 1000.0) as u64)
+/// When load is measured: at each round, and as often before the first as it takes to know anything.
+fn seen_s(round: usize) -> Vec<f64> {
+    let now_s = round_s(round);
+    if round == 0 { vec![BEGIN_S, BEGIN_S.midpoint(now_s), now_s] } else { vec![now_s] }
+}
+
+fn at(seconds: f64) -> TimeMs {
+    TimeMs(EPOCH.0 + 86_400_000 + (seconds * 1000.0) as u64)
 }
 
 fn host_id(ix: usize) -> HostId {
@@ -199,10 +205,10 @@ fn policy() -> drover_model::policy::Policy {
         hot_evidence: once,
         cold_below: Ratio(0.96),
         cold_evidence: once,
-        fill_to: Ratio(0.97),
+        fill_to: Ratio(std::env::var("F").map_or(0.97, |f| f.parse().unwrap())),
         wake_above: Ratio(1.0),
         forecast_ahead: SAMPLE_EVERY,
-        quantile: 0.83,
+        quantile: std::env::var("Q").map_or(0.83, |f| f.parse().unwrap()),
         gain_min: MicroMoney::ZERO,
         vm_cooldown: Millis::ZERO,
         return_after: Millis::ZERO,

@@ -20,7 +20,7 @@ use super::share::{Claim, LEAVING_SHARE, Way, share};
 /// Rounds of a day.
 pub const ROUNDS: usize = 287;
 /// When the vms' tasks begin; rounds are whole spans after it.
-const BEGIN_S: f64 = 0.1;
+pub const BEGIN_S: f64 = 0.1;
 
 /// When a round is, counted from 0.
 pub fn round_s(round: usize) -> f64 {
@@ -141,6 +141,12 @@ impl<'a> World<'a> {
         }
         self.tally.rounds += 1;
         true
+    }
+
+    /// Part of its processor, 0 to 1, that the vm asked for at a time that has passed since its task began.
+    pub fn asked_at(&self, vm: VmIx, at_s: f64) -> f64 {
+        assert!((BEGIN_S..=self.now_s).contains(&at_s), "nobody looks ahead");
+        self.day.loads[vm.0].at(at_s)
     }
 
     /// Begins these moves. A vm may be named twice: it then goes on from the first host to the second. If one of

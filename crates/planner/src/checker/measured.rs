@@ -8,6 +8,7 @@ use drover_model::{Bytes, CpuMillis};
 /// Older telemetry says nothing; a hole of this length begins a series anew. In times between samples.
 const FRESH_SAMPLES: u64 = 10;
 const SAMPLES_MIN: usize = 3;
+/// Of the last samples, so many say what is wanted now; fewer where fewer are evidence for a hot host.
 const SAMPLES: usize = 5;
 
 /// Samples in a row up to now, newest first.
@@ -25,12 +26,12 @@ fn fresh<'w, T>(world: &World, window: &'w Window<T>) -> impl Iterator<Item = &'
 /// Of the last samples; 0 if there are too few.
 fn median<T>(world: &World, window: &Window<T>, value: impl Fn(&T) -> u64) -> u64 {
     let (mut last, mut count) = ([0; SAMPLES], 0);
-    for sample in fresh(world, window).take(SAMPLES) {
+    for sample in fresh(world, window).take(SAMPLES.min(world.policy.hot_evidence.n as usize)) {
         last[count] = value(sample);
         count += 1;
     }
     last[..count].sort_unstable();
-    if count < SAMPLES_MIN { 0 } else { last[count / 2] }
+    if count < SAMPLES_MIN.min(world.policy.hot_evidence.n as usize) { 0 } else { last[count / 2] }
 }
 
 /// Thousandths of a core that the vm wants.

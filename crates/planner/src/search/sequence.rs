@@ -156,7 +156,8 @@ fn wanted(
 
 fn load(sums: &Sums) -> Load {
     Load {
-        cpu: sums.expected(),
+        // As it is measured: a move lasts seconds, and is held against what is wanted meanwhile.
+        cpu: sums.now + sums.assumed,
         memory: sums.memory,
         disk: sums.disk,
         rx: sums.link,
