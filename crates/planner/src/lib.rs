@@ -17,6 +17,7 @@ mod bound;
 mod checker;
 mod cost;
 mod detect;
+pub mod explain;
 mod forecast;
 mod place;
 mod plan;

@@ -8,9 +8,6 @@
 use crate::problem::{HostIx, Problem, State, VmIx};
 use std::cmp::Reverse;
 
-/// Hosts tried for one vm beyond the first with enough memory; what is not found by then counts as not there.
-const TRIES_MAX: usize = 256;
-
 /// Free memory by host with the largest of each subtree, so that a host with enough is found in logarithmic time.
 struct Free {
     tree: Vec<u64>,
@@ -94,19 +91,20 @@ fn lost(problem: &Problem<'_>, state: &State, free: &mut Free, hosts: &[HostIx])
     for host in hosts {
         free.set(*host, 0);
     }
-    let pinned = |vm: &VmIx| !problem.vms[*vm].view.pinned_to.is_empty();
+    let class = |vm: VmIx| problem.placement.class(vm);
+    let pinned = |vm: &VmIx| !problem.vms[*vm].view.pinned_to.is_empty() || class(*vm).count <= 1;
     let mut vms: Vec<VmIx> = hosts.iter().flat_map(|host| state.on[*host].iter().copied()).collect();
     vms.retain(|vm| !pinned(vm));
     vms.sort_by_key(|vm| (Reverse(problem.vms[*vm].wants.memory), *vm));
     let mut without = None;
     for vm in vms {
         let needed = problem.vms[vm].wants.memory.max(1);
-        let mut start = 0;
-        let home = (0..TRIES_MAX).find_map(|_| {
-            let host = free.first(start, needed)?;
-            start = host + 1;
-            (!hosts.contains(&host) && problem.placement.allows(vm, host)).then_some(host)
-        });
+        let home = if class(vm).count < problem.hosts.len() {
+            let open = |host: &HostIx| free.get(*host) >= needed && !hosts.contains(host);
+            class(vm).allowed.iter().find(open)
+        } else {
+            free.first(0, needed)
+        };
         let Some(home) = home else {
             without = Some(vm);
             break;
