@@ -4,6 +4,7 @@
 //! bar that is missed is said and is no failure. Exit status 2: an input is not there.
 
 mod io;
+mod planetlab;
 mod prediction;
 mod schedule;
 
@@ -21,6 +22,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    /// What policies of consolidation make of recorded days: energy, slowness and moves, beside the published ones.
+    Planetlab(planetlab::Args),
     /// How far predicted migration times are from real ones, on instances held back.
     Prediction(prediction::Args),
     /// How near the end of many migrations is to what no order can beat, and how long planning them takes.
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
 
 fn dispatch(bench: &Bench) -> Result<()> {
     match bench {
+        Bench::Planetlab(args) => planetlab::run(args),
         Bench::Prediction(args) => prediction::run(args),
         Bench::Schedule(args) => schedule::run(args),
     }
