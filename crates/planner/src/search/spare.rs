@@ -132,7 +132,8 @@ fn lost(problem: &Problem<'_>, state: &State, room: &mut Room, hosts: &[HostIx],
     let class = |vm: VmIx| problem.placement.class(vm);
     let needed = |vm: VmIx| problem.vms[vm].wants.memory.max(1);
     let mut vms: Vec<VmIx> = hosts.iter().flat_map(|host| state.on[*host].iter().copied()).collect();
-    vms.retain(|vm| !is_pinned(problem, *vm) && !(by_rules && class(*vm).count <= 1));
+    let rooted = |vm: VmIx| by_rules && class(vm).count <= 1;
+    vms.retain(|vm| !is_pinned(problem, *vm) && !rooted(*vm));
     vms.sort_by_key(|vm| (Reverse(needed(*vm)), *vm));
     let mut without = None;
     for vm in vms.iter().copied() {
