@@ -313,7 +313,13 @@ fn vm_row<'w>(
         wants: Sums {
             mean: if measured { mean } else { 0 },
             variance,
-            now: if forecast.is_some() { wanted_now(world, view) } else if measured { mean } else { 0 },
+            now: if forecast.is_some() {
+                wanted_now(world, view)
+            } else if measured {
+                mean
+            } else {
+                0
+            },
             assumed: if measured { 0 } else { mean },
             memory: view.memory.0,
             resident: largest(|sample| sample.memory_used.0).unwrap_or(view.memory.0) as i64,

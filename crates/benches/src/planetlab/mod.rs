@@ -13,7 +13,6 @@ pub mod day;
 mod figures;
 mod kinds;
 mod metrics;
-mod ours;
 mod policy;
 mod product;
 mod share;
@@ -24,7 +23,6 @@ use anyhow::Result;
 use baseline::{Baseline, Detector, Selection, Variant, first_fit, least_power};
 use day::Day;
 use figures::{Figures, Row};
-use ours::Ours;
 use policy::{Policy, Stay, drive};
 use std::path::PathBuf;
 
@@ -84,7 +82,6 @@ fn policies() -> Vec<(First, Box<dyn Policy>)> {
             all.push((First::LeastPower(variant), Box::new(Baseline { detector, selection, variant })));
         }
     }
-    all.push((First::LeastPower(Variant::WakingCosts), Box::new(Ours)));
     all.push((First::LeastPower(Variant::WakingCosts), Box::new(product::Product::new())));
     all
 }

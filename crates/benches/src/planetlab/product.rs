@@ -129,16 +129,6 @@ impl Policy for Product {
                 self.left[vm].push((cluster.now, from.clone()));
             }
         }
-        if std::env::var_os("PLAB").is_some() {
-            let on = world.hosts.iter().filter(|h| !h.vms.is_empty()).count();
-            eprintln!(
-                "{} on {on} {} moves {} {}",
-                self.round,
-                findings.scenario,
-                to.len(),
-                plan.why.chars().take(150).collect::<String>()
-            );
-        }
         self.round += 1;
         to.into_iter()
             .filter(|(vm, host)| world.vms[*vm].host != Some(HostIx(*host)))
@@ -205,10 +195,10 @@ fn policy() -> drover_model::policy::Policy {
         hot_evidence: once,
         cold_below: Ratio(0.96),
         cold_evidence: once,
-        fill_to: Ratio(std::env::var("F").map_or(0.97, |f| f.parse().unwrap())),
+        fill_to: Ratio(0.99),
         wake_above: Ratio(1.0),
         forecast_ahead: SAMPLE_EVERY,
-        quantile: std::env::var("Q").map_or(0.83, |f| f.parse().unwrap()),
+        quantile: 0.85,
         gain_min: MicroMoney::ZERO,
         vm_cooldown: Millis::ZERO,
         return_after: Millis::ZERO,

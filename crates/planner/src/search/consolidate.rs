@@ -3,7 +3,7 @@
 
 use super::{Act, Draft, Reason, Seek, evacuate, spare, wake};
 use crate::cost;
-use crate::problem::{HostIx, Problem, VmIx};
+use crate::problem::{HostIx, HostRow, Problem, VmIx};
 use crate::rules::{self, Room};
 use drover_model::plan::{Heat, Objection};
 use drover_model::world::HostState;
@@ -27,7 +27,11 @@ pub(crate) fn consolidate(draft: &mut Draft<'_, '_>, heat: &[Heat], most: usize)
     let mark = draft.len();
     let mut pool = Pool::new(draft);
     let mut cold: Vec<HostIx> = (0..problem.hosts.len()).filter(|host| may_sleep(problem, heat, *host)).collect();
-    cold.sort_by_key(|host| (draft.state.sums[*host].resident, *host));
+    // Whose idling buys least capacity goes first, then what is quickest to empty.
+    cold.sort_by_key(|host| {
+        let (row, sums) = (&problem.hosts[*host], &draft.state.sums[*host]);
+        (Reverse(idle_per_capacity(row)), sums.resident, sums.expected(), *host)
+    });
     // Where a host ends after each one that was emptied: what may have to be taken back.
     let mut ends = Vec::new();
     if cold.len() <= EXACT_MAX {
@@ -57,6 +61,12 @@ pub(crate) fn consolidate(draft: &mut Draft<'_, '_>, heat: &[Heat], most: usize)
         }
     }
     keep_spare(draft, mark, ends)
+}
+
+/// Microwatts of an idle host per thousandth of a core, in steps of a tenth: hosts of one kind are alike.
+fn idle_per_capacity(row: &HostRow<'_>) -> i64 {
+    let each = row.power.watts(0.0) * 1e6 / row.cpu.max(1) as f64;
+    (each.max(1.0).ln() * 10.0).round() as i64
 }
 
 /// Takes back as many of the emptied hosts as leave too little spare room, the last ones first. Whether any are left.
@@ -111,6 +121,40 @@ fn needed_gain(draft: &Draft<'_, '_>, gain: MicroMoney) -> MicroMoney {
 
 fn pays_since(draft: &Draft<'_, '_>, mark: usize) -> bool {
     cost::pays(draft.problem, draft.saved_since(mark), draft.cost_since(mark))
+}
+
+/// What stands against a host's sleep.
+pub(crate) struct Sleep {
+    pub rules: Vec<Objection>,
+    /// Vms that could go nowhere, and why.
+    pub stuck: Vec<(VmIx, Objection)>,
+    /// Within the horizon, if nothing is stuck.
+    pub saved: MicroMoney,
+    pub cost: MicroMoney,
+    pub pays: bool,
+}
+
+/// Tries to empty the host whatever it gains. The draft is left as it was.
+pub(crate) fn sleep_of(draft: &mut Draft<'_, '_>, host: HostIx) -> Sleep {
+    let problem = draft.problem;
+    let mark = draft.len();
+    let mut rules: Vec<Objection> =
+        Pool::new(draft).without(problem, host).err().map(|(_, objection)| objection).into_iter().collect();
+    let mut stuck = Vec::new();
+    for vm in draft.state.on[host].clone() {
+        match receiver(draft, vm, host) {
+            Ok(to) => draft.migrate(vm, to, Reason::Emptied { from: host, used: Ratio(0.0), to }),
+            Err((_, objection)) => stuck.push((vm, objection)),
+        }
+    }
+    draft.power_off(host);
+    if let Some(why) = spare::worse(problem, &draft.state, &[]) {
+        rules.push(Objection::SpareHost { why });
+    }
+    let (saved, cost) = (draft.saved_since(mark), draft.cost_since(mark));
+    let pays = cost::pays(problem, saved, cost);
+    draft.roll_back(mark);
+    Sleep { rules, stuck, saved: saved.surely(problem), cost, pays }
 }
 
 /// What must be left when hosts are switched off, kept as it changes.
@@ -199,8 +243,10 @@ fn empty(draft: &mut Draft<'_, '_>, pool: &mut Pool, host: HostIx) -> Result<(),
         if draft.state.at[vm] != Some(host) {
             continue;
         }
-        if !problem.placement.inseparable(vm).is_empty()
-            && evacuate::together(draft, vm, host, Room::filled(problem), reason)
+        let bound = problem.placement.inseparable(vm);
+        if !bound.is_empty()
+            && bound.iter().all(|vm| rules::rests(problem, *vm).is_none())
+            && evacuate::together(draft, vm, Room::filled(problem), reason)
         {
             continue;
         }

@@ -54,8 +54,7 @@ pub(crate) fn exceeds(problem: &Problem<'_>, state: &State, host: HostIx, share:
 /// Called hot, and still so after the draft's changes.
 pub(crate) fn still_hot(problem: &Problem<'_>, state: &State, host: HostIx) -> bool {
     let (sums, hot_above) = (&state.sums[host], problem.policy().hot_above);
-    problem.measured(sums) > problem.cpu_share(host, hot_above)
-        || sums.resident > problem.memory_share(host, hot_above)
+    problem.measured(sums) > problem.cpu_share(host, hot_above) || sums.resident > problem.memory_share(host, hot_above)
 }
 
 /// Moves vms away until no more than `target` of the host is asked for. False, with nothing changed, if that can't be
