@@ -186,3 +186,20 @@ fn a_chart_shows_every_policy_with_axes_and_units() {
     assert!(svg.len() < 20_000, "what stays level takes no room: {}", svg.len());
     assert!(!chart(&[]).contains("NaN") && !svg.contains("NaN"));
 }
+
+#[test]
+fn no_more_moves_go_at_once_than_the_policy_allows() {
+    let drained = "host h1 cpu=8 mem=8192 drained\nhost h2 cpu=8 mem=8192\nhost h3 cpu=8 mem=8192\n";
+    let vms: String = (0..6).map(|n| format!("vm v{n} vcpus=1 mem=1024 on=h1\n")).collect();
+    let load: &[(f64, usize)] = &[(0.3, 300)];
+    let recording = recording(&["v0", "v1", "v2", "v3", "v4", "v5"].map(|vm| (vm, load)));
+    let most_at_once = |policy: &str| {
+        let report = run(&world(&format!("policy {policy}\n{drained}{vms}")), &recording);
+        assert_eq!(report.moves.len(), 6, "{:?}", report.objection);
+        let under_way = |at: TimeMs| report.moves.iter().filter(|m| m.started <= at && at < m.ended).count();
+        report.moves.iter().map(|done| under_way(done.started)).max().unwrap()
+    };
+    assert_eq!(most_at_once("migrations_at_once_max=1"), 1);
+    assert_eq!(most_at_once("migrations_at_once_max=6 migrations_per_host_max=2"), 2);
+    assert_eq!(most_at_once("migrations_at_once_max=3 migrations_per_host_max=6"), 3);
+}

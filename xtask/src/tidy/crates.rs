@@ -16,7 +16,8 @@ const MAY_LOOK_AT: [(&str, &[&str]); 13] = [
     ("drover-qemu", &[]),
     ("drover-agent", &["drover-model", "drover-api", "drover-qemu"]),
     ("drover-server", &["drover-model", "drover-planner", "drover-control", "drover-api"]),
-    ("drover", &["drover-model", "drover-api", "drover-agent", "drover-server", "drover-sim"]),
+    // The planner for `drover plan --from`, which asks no server.
+    ("drover", &["drover-model", "drover-planner", "drover-api", "drover-agent", "drover-server", "drover-sim"]),
     // Its demo shows the same live screen as `drover top`; its bench drives a QEMU of its own to compare with.
     ("drover-lab", &["drover-model", "drover-api", "drover-qemu", "drover"]),
     ("drover-benches", &["drover-model", "drover-planner", "drover-sim"]),

@@ -58,7 +58,7 @@ fn legend(svg: &mut String, runs: &[(String, Report)]) {
         let text = format!("{name}: {:.1} kWh, {} moves", report.energy_kwh, report.moves.len());
         let _ = writeln!(
             svg,
-            "<path d=\"M{x} 24h22\" class=\"line\" stroke=\"{colour}\"/><text x=\"{:.0}\" y=\"28\">{}</text>",
+            "<path d=\"M{x:.0} 24h22\" class=\"line\" stroke=\"{colour}\"/><text x=\"{:.0}\" y=\"28\">{}</text>",
             x + 28.0,
             escaped(&text)
         );
