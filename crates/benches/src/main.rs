@@ -3,8 +3,10 @@
 //! `drover-figures NAME` prints a table and writes the figures as JSON. What a bench measures stands in its module; a
 //! bar that is missed is said and is no failure. Exit status 2: an input is not there.
 
+mod hbal;
 mod io;
 mod prediction;
+mod random;
 mod schedule;
 
 use anyhow::Result;
@@ -21,6 +23,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    /// Ganeti's `hbal` and us on the same clusters, by its own score.
+    Hbal(hbal::Args),
     /// How far predicted migration times are from real ones, on instances held back.
     Prediction(prediction::Args),
     /// How near the end of many migrations is to what no order can beat, and how long planning them takes.
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
 
 fn dispatch(bench: &Bench) -> Result<()> {
     match bench {
+        Bench::Hbal(args) => hbal::run(args),
         Bench::Prediction(args) => prediction::run(args),
         Bench::Schedule(args) => schedule::run(args),
     }

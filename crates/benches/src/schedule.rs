@@ -1,6 +1,7 @@
 //! `schedule`: evacuations made up from a seed. How near the last end is to the bound, and how long planning takes.
 
 use crate::io;
+use crate::random::Random;
 use anyhow::Result;
 use drover_model::migration::Priority;
 use drover_model::{Bytes, HostId, Millis};
@@ -95,24 +96,16 @@ fn row(seed: u64, (emptied, taking, count): (usize, usize, usize)) -> Row {
 /// Moves of 1 to 16 GiB whose guests write up to 10 MB/s; a third of the hosts has links of 500 Mbit/s, the others of
 /// 1 Gbit/s.
 fn evacuation(seed: u64, emptied: usize, taking: usize, count: usize) -> (Vec<Move>, Links) {
-    let mut state = seed;
-    let mut below = |limit: u64| {
-        // SplitMix64 (Steele et al., OOPSLA 2014): small, and the same everywhere.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    };
+    let mut random = Random(seed);
     let host = |n: usize| -> HostId { format!("h{n}").parse().expect("a letter and digits are an id") };
     let moves = (0..count)
         .map(|n| Move {
             from: host(n % emptied),
-            to: host(emptied + below(taking as u64) as usize),
+            to: host(emptied + random.below(taking as u64) as usize),
             work: Work {
                 fixed: Millis(400),
-                bytes: Bytes::mib(1024 + below(15 * 1024)),
-                dirtied: Bytes(below(10_000_000)),
+                bytes: Bytes::mib(1024 + random.below(15 * 1024)),
+                dirtied: Bytes(random.below(10_000_000)),
             },
             priority: Priority::Normal,
             after: Vec::new(),

@@ -1,0 +1,151 @@
+//! Ganeti's `hbal`, where it is installed: it balances, and it scores.
+
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The files hbal reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    pub cluster: &'a Path,
+    pub load: Option<&'a Path>,
+}
+
+/// What hbal made of a cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Balanced {
+    pub start_score: f64,
+    pub score: f64,
+    /// The score after each of its moves.
+    pub after: Vec<f64>,
+    /// Processor time, its own and the system's for it.
+    pub cpu_s: f64,
+    /// It was ended at the limit, and this is how far it had come.
+    pub ended_by_limit: bool,
+}
+
+/// Whether there is an hbal, and which.
+pub fn version() -> Option<String> {
+    let said = Command::new("hbal").arg("--version").output().ok()?;
+    String::from_utf8_lossy(&said.stdout).lines().next().map(str::to_owned)
+}
+
+/// hbal's score of the cluster as it is, and its components by name.
+pub fn score(files: Files) -> Result<(f64, Vec<(String, f64)>)> {
+    let output = command(files).args(["-l", "0", "-v", "-v"]).output().context("can't start hbal")?;
+    let said = succeeded(&output, files)?;
+    parse_score(&said).with_context(|| format!("can't read what hbal says of {}", files.cluster.display()))
+}
+
+fn parse_score(said: &str) -> Result<(f64, Vec<(String, f64)>)> {
+    // Says so, with the score in fewer digits, and ends.
+    if let Some(rest) = said.split("already well balanced (initial score ").nth(1) {
+        return Ok((number(rest.split(',').next())?, Vec::new()));
+    }
+    let mut lines = said.lines().skip_while(|line| !line.starts_with("Initial coefficients: overall "));
+    let total = number(lines.next().and_then(|line| line.split_whitespace().last()))?;
+    let components = lines.skip(1).take_while(|line| line.starts_with("   ")).map(|line| {
+        let mut fields = line.split_whitespace();
+        let name = fields.next().unwrap_or_default().to_owned();
+        Ok((name, number(fields.next())?))
+    });
+    Ok((total, components.collect::<Result<_>>()?))
+}
+
+/// Lets hbal move instances until it finds nothing better, or for `limit` of its processor time.
+pub fn balance(files: Files, limit: Duration) -> Result<Balanced> {
+    let directory = tempfile::tempdir().context("can't make a temporary directory")?;
+    let report = directory.path().join("hbal");
+    let to = std::fs::File::create(&report).with_context(|| format!("can't write {}", report.display()))?;
+    let hbal = command(files).stdout(to).stderr(Stdio::null()).spawn().context("can't start hbal")?;
+    let (cpu_s, ended_by_limit) = wait(hbal, limit)?;
+    let said = std::fs::read_to_string(&report).with_context(|| format!("can't read {}", report.display()))?;
+    let mut balanced =
+        parse_balance(&said).with_context(|| format!("can't read what hbal says of {}", files.cluster.display()))?;
+    balanced.cpu_s = cpu_s;
+    balanced.ended_by_limit = ended_by_limit;
+    Ok(balanced)
+}
+
+/// The processor time it took, and whether it had to be ended. On a machine that does other things, too, the clock on
+/// the wall says little, so the limit is of processor time; ten times as long on the wall is too long in any case.
+fn wait(mut hbal: Child, limit: Duration) -> Result<(f64, bool)> {
+    let begun = Instant::now();
+    let mut cpu_s = 0.0;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        // Read before it is asked whether it has ended: what has ended and been waited for has no times.
+        let ended = std::fs::read_to_string(format!("/proc/{}/stat", hbal.id()));
+        let (spent, gone) = times(&ended.context("can't read the processor time of hbal")?)?;
+        cpu_s = spent.max(cpu_s);
+        if gone {
+            let status = hbal.wait().context("can't wait for hbal")?;
+            if !status.success() {
+                bail!("hbal failed on this cluster ({status}): run it by hand to see why");
+            }
+            return Ok((cpu_s, false));
+        }
+        if cpu_s >= limit.as_secs_f64() || begun.elapsed() > 10 * limit {
+            hbal.kill().context("can't end hbal")?;
+            hbal.wait().context("can't wait for hbal")?;
+            return Ok((cpu_s, true));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// Processor seconds of a process and whether it has ended, from its line in `/proc` (proc_pid_stat(5)).
+fn times(stat: &str) -> Result<(f64, bool)> {
+    /// Of the kernel's interface, whatever the kernel's own clock.
+    const TICKS_PER_S: f64 = 100.0;
+    // The name of the program stands in brackets and may hold anything.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = number(fields.get(11).copied())? + number(fields.get(12).copied())?;
+    Ok((ticks / TICKS_PER_S, fields.first() == Some(&"Z")))
+}
+
+fn parse_balance(said: &str) -> Result<Balanced> {
+    let start = said.lines().find_map(|line| line.strip_prefix("Initial score: "));
+    let well = said.split("already well balanced (initial score ").nth(1);
+    let start_score = match (start, well) {
+        (Some(score), _) => number(Some(score))?,
+        (None, Some(rest)) => number(rest.split(',').next())?,
+        (None, None) => bail!("there is no initial score in it"),
+    };
+    let mut after = Vec::new();
+    for line in said.lines() {
+        // "  1. i8       n8   => n37      12.95310563 a=fa:n37"
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        if let [_, _, _, "=>", _, score, action, ..] = fields[..]
+            && action.starts_with("a=")
+        {
+            after.push(number(Some(score))?);
+        }
+    }
+    let score = after.last().copied().unwrap_or(start_score);
+    Ok(Balanced { start_score, score, after, cpu_s: 0.0, ended_by_limit: false })
+}
+
+fn command(files: Files) -> Command {
+    let mut command = Command::new("hbal");
+    command.arg("-t").arg(files.cluster).arg("--no-disk-moves");
+    if let Some(load) = files.load {
+        command.arg("-U").arg(load);
+    }
+    command
+}
+
+fn succeeded(output: &Output, files: Files) -> Result<String> {
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("hbal can't use {}: {}", files.cluster.display(), said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn number(text: Option<&str>) -> Result<f64> {
+    let text = text.context("a number is missing")?.trim();
+    text.parse().with_context(|| format!("{text:?} is not a number"))
+}
