@@ -60,11 +60,14 @@ pub struct Args {
     /// Of the made-up clusters.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Moves our side may make; without it as many as hbal made.
+    #[arg(long, value_name = "MOVES")]
+    moves_max: Option<usize>,
     /// Processor time hbal may take for one cluster, in seconds. What it has found until then counts.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     hbal_max_s: u64,
     /// Gain in score an instance must bring at least to be moved.
-    #[arg(long, value_name = "SCORE", default_value_t = 1e-4)]
+    #[arg(long, value_name = "SCORE", default_value_t = 1e-3)]
     gain_min: f64,
 }
 
@@ -221,7 +224,8 @@ fn row(texts: &Texts, with_hbal: bool, args: &Args) -> Result<Row> {
         None
     };
     let free = Limits { moves_max: usize::MAX, gain_min: args.gain_min, candidates_max: u64::MAX };
-    let limited = Limits { moves_max: balanced.as_ref().map_or(usize::MAX, |balanced| balanced.after.len()), ..free };
+    let hbal_moves = balanced.as_ref().map(|balanced| balanced.after.len());
+    let limited = Limits { moves_max: args.moves_max.or(hbal_moves).unwrap_or(usize::MAX), ..free };
     let mut result = |limits: &Limits| -> Result<(Ours, f64)> {
         let ours = ours(texts, limits)?;
         let moves = ours.moves.iter().map(|(instance, to)| (instance.as_str(), to.as_str()));
@@ -239,8 +243,8 @@ fn row(texts: &Texts, with_hbal: bool, args: &Args) -> Result<Row> {
         nodes: cluster.nodes.len(),
         instances: cluster.instances.len(),
         start_score,
-        hbal_score: balanced.as_ref().map(|balanced| balanced.score),
-        hbal_moves: balanced.as_ref().map(|balanced| balanced.after.len()),
+        hbal_score: balanced.as_ref().map(|balanced| balanced.after.last().copied().unwrap_or(start_score)),
+        hbal_moves,
         hbal_s: balanced.as_ref().map(|balanced| balanced.cpu_s),
         hbal_ended_by_limit: balanced.as_ref().map(|balanced| balanced.ended_by_limit),
         our_score,

@@ -15,8 +15,6 @@ pub struct Files<'a> {
 /// What hbal made of a cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Balanced {
-    pub start_score: f64,
-    pub score: f64,
     /// The score after each of its moves.
     pub after: Vec<f64>,
     /// Processor time, its own and the system's for it.
@@ -61,11 +59,9 @@ pub fn balance(files: Files, limit: Duration) -> Result<Balanced> {
     let hbal = command(files).stdout(to).stderr(Stdio::null()).spawn().context("can't start hbal")?;
     let (cpu_s, ended_by_limit) = wait(hbal, limit)?;
     let said = std::fs::read_to_string(&report).with_context(|| format!("can't read {}", report.display()))?;
-    let mut balanced =
-        parse_balance(&said).with_context(|| format!("can't read what hbal says of {}", files.cluster.display()))?;
-    balanced.cpu_s = cpu_s;
-    balanced.ended_by_limit = ended_by_limit;
-    Ok(balanced)
+    let after =
+        parse_moves(&said).with_context(|| format!("can't read what hbal says of {}", files.cluster.display()))?;
+    Ok(Balanced { after, cpu_s, ended_by_limit })
 }
 
 /// The processor time it took, and whether it had to be ended. On a machine that does other things, too, the clock on
@@ -106,14 +102,8 @@ fn times(stat: &str) -> Result<(f64, bool)> {
     Ok((ticks / TICKS_PER_S, fields.first() == Some(&"Z")))
 }
 
-fn parse_balance(said: &str) -> Result<Balanced> {
-    let start = said.lines().find_map(|line| line.strip_prefix("Initial score: "));
-    let well = said.split("already well balanced (initial score ").nth(1);
-    let start_score = match (start, well) {
-        (Some(score), _) => number(Some(score))?,
-        (None, Some(rest)) => number(rest.split(',').next())?,
-        (None, None) => bail!("there is no initial score in it"),
-    };
+/// The score after each move of what hbal prints while it goes.
+fn parse_moves(said: &str) -> Result<Vec<f64>> {
     let mut after = Vec::new();
     for line in said.lines() {
         // "  1. i8       n8   => n37      12.95310563 a=fa:n37"
@@ -124,8 +114,7 @@ fn parse_balance(said: &str) -> Result<Balanced> {
             after.push(number(Some(score))?);
         }
     }
-    let score = after.last().copied().unwrap_or(start_score);
-    Ok(Balanced { start_score, score, after, cpu_s: 0.0, ended_by_limit: false })
+    Ok(after)
 }
 
 fn command(files: Files) -> Command {

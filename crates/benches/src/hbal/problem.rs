@@ -23,6 +23,8 @@ pub type Row = [f64; DIMENSIONS];
 pub struct Problem {
     pub nodes: Vec<Host>,
     pub instances: Vec<Guest>,
+    /// What instances add, by dimension and instance.
+    pub columns: [Vec<f32>; DIMENSIONS],
     pub weights: Row,
     /// Nodes that are online.
     pub online: f64,
@@ -155,7 +157,24 @@ impl Problem {
             .map(|from| cluster.nodes.iter().map(|to| rules.may_migrate(from, to)).collect())
             .collect();
         let plain = exclusive.is_empty() && locations.is_empty() && may_migrate.iter().flatten().all(|may| *may);
-        Self { nodes, instances, weights: WEIGHTS, online, plain, tags: exclusive.len(), may_migrate, places }
+        Self {
+            columns: std::array::from_fn(|d| instances.iter().map(|guest| guest.adds[d] as f32).collect()),
+            nodes,
+            instances,
+            weights: WEIGHTS,
+            online,
+            plain,
+            tags: exclusive.len(),
+            may_migrate,
+            places,
+        }
+    }
+
+    /// Whether an instance weighs the same on every node.
+    pub fn alike(&self) -> bool {
+        let mut scales = self.nodes.iter().filter(|host| host.online).map(|host| &host.scale);
+        let first = scales.next();
+        scales.all(|scale| Some(scale) == first)
     }
 }
 

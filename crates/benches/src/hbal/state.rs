@@ -22,16 +22,24 @@ pub struct State<'a> {
     places: Vec<i32>,
     sum: Row,
     squares: Row,
-    pub slopes: Slopes,
+    slopes: Slopes,
 }
 
-/// By node: what the score changes per unit added, and per unit squared.
+/// What the score changes per unit added to a node, and per unit squared, as far as the slope reaches. Single precision is
+/// enough to choose by, and a column per dimension is what a processor goes through fastest.
 #[derive(Debug, Clone)]
 pub struct Slopes {
-    pub linear: Vec<Row>,
-    pub square: Vec<Row>,
+    /// By dimension and node.
+    linear: [Vec<f32>; DIMENSIONS],
+    square: [Vec<f32>; DIMENSIONS],
+    /// By instance: what it promises to take it away from where it is, and what its weight alone costs on a like node.
+    leaving: Vec<f32>,
+    weight: Vec<f32>,
+    /// Of the score in the sums of squares and in the sums, when these were made.
+    of_square: Row,
+    of_sum: Row,
     /// Whether `square` is the same for all nodes that are online.
-    pub alike: bool,
+    alike: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -47,6 +55,8 @@ struct Node {
 
 /// Below this a deviation has no slope worth following.
 const DEVIATION_MIN: f64 = 1e-9;
+/// Slopes that have changed by more than this part are taken anew for all nodes.
+const SLOPE_STALE: f64 = 0.01;
 
 impl<'a> State<'a> {
     pub fn start(problem: &'a Problem) -> Self {
@@ -67,7 +77,7 @@ impl<'a> State<'a> {
         for (at, guest) in problem.instances.iter().enumerate() {
             on[guest.home].push(at);
         }
-        let rows = vec![[0.0; DIMENSIONS]; nodes.len()];
+        let columns: [Vec<f32>; DIMENSIONS] = std::array::from_fn(|_| vec![0.0; nodes.len()]);
         let mut state = Self {
             problem,
             node_of: problem.instances.iter().map(|guest| guest.home).collect(),
@@ -78,7 +88,15 @@ impl<'a> State<'a> {
             places: problem.places.clone(),
             sum: [0.0; DIMENSIONS],
             squares: [0.0; DIMENSIONS],
-            slopes: Slopes { linear: rows.clone(), square: rows, alike: true },
+            slopes: Slopes {
+                linear: columns.clone(),
+                square: columns,
+                leaving: vec![0.0; problem.instances.len()],
+                weight: vec![0.0; problem.instances.len()],
+                of_square: [0.0; DIMENSIONS],
+                of_sum: [0.0; DIMENSIONS],
+                alike: problem.alike(),
+            },
         };
         state.refresh();
         state
@@ -95,7 +113,8 @@ impl<'a> State<'a> {
             }
         }
         self.score = deviations(self.problem, &self.sum, &self.squares) + self.counts();
-        self.slope();
+        (self.slopes.of_square, self.slopes.of_sum) = self.slope();
+        (0..self.nodes.len()).for_each(|node| self.slope_of(node));
     }
 
     fn online(&self) -> Vec<usize> {
@@ -128,7 +147,8 @@ impl<'a> State<'a> {
         if host.online && at.reported < host.reserved { SHORT * at.count as f64 } else { 0.0 }
     }
 
-    fn slope(&mut self) {
+    /// Of the score in the sum of squares and in the sum of each dimension.
+    fn slope(&self) -> (Row, Row) {
         let online = self.problem.online;
         let mut of_square = [0.0; DIMENSIONS];
         let mut of_sum = [0.0; DIMENSIONS];
@@ -138,25 +158,59 @@ impl<'a> State<'a> {
             of_square[d] = self.problem.weights[d] / (2.0 * online * deviation);
             of_sum[d] = -2.0 * mean * of_square[d];
         }
-        let mut first: Option<Row> = None;
-        self.slopes.alike = true;
-        for (at, host) in self.problem.nodes.iter().enumerate() {
+        (of_square, of_sum)
+    }
+
+    /// The slopes of one node and what its instances promise to leave it.
+    fn slope_of(&mut self, node: usize) {
+        let (host, slopes) = (&self.problem.nodes[node], &mut self.slopes);
+        let mut linear = [0.0; DIMENSIONS];
+        let mut square = [0.0; DIMENSIONS];
+        for d in 0..DIMENSIONS {
+            let scale = host.scale[d];
+            linear[d] = scale * (2.0 * slopes.of_square[d] * self.nodes[node].at[d] + slopes.of_sum[d]);
+            square[d] = scale * scale * slopes.of_square[d];
+            slopes.linear[d][node] = linear[d] as f32;
+            slopes.square[d][node] = square[d] as f32;
+        }
+        let bonus = if host.online { 0.0 } else { OFFLINE };
+        for &instance in &self.on[node] {
+            let adds = &self.problem.instances[instance].adds;
+            let mut weight = 0.0;
+            let mut leaving = -bonus;
             for d in 0..DIMENSIONS {
-                let scale = host.scale[d];
-                self.slopes.linear[at][d] = scale * (2.0 * of_square[d] * self.nodes[at].at[d] + of_sum[d]);
-                self.slopes.square[at][d] = scale * scale * of_square[d];
+                weight += adds[d] * adds[d] * square[d];
+                leaving -= adds[d] * linear[d];
             }
-            if host.online {
-                self.slopes.alike &= *first.get_or_insert(self.slopes.square[at]) == self.slopes.square[at];
-            }
+            slopes.leaving[instance] = (leaving + weight) as f32;
+            slopes.weight[instance] = weight as f32;
         }
     }
 
-    /// What the slope promises for taking the instance off its node: the same wherever it goes.
-    pub fn promise_of_leaving(&self, instance: usize) -> f64 {
-        let (guest, node) = (&self.problem.instances[instance], self.node_of[instance]);
-        let bonus = if self.problem.nodes[node].online { 0.0 } else { OFFLINE };
-        squared(&guest.adds, &self.slopes.square[node]) - dot(&guest.adds, &self.slopes.linear[node]) - bonus
+    /// What the slope promises for the instance on each node, less what it does on its own.
+    pub fn promises(&self, instance: usize, promises: &mut Vec<f32>) {
+        let slopes = &self.slopes;
+        let adds = self.problem.instances[instance].adds.map(|add| add as f32);
+        let own = slopes.leaving[instance] + if slopes.alike { slopes.weight[instance] } else { 0.0 };
+        promises.clear();
+        promises.resize(self.nodes.len(), own);
+        add_products(promises, &slopes.linear, 0, &adds);
+        if !slopes.alike {
+            add_products(promises, &slopes.square, 0, &adds.map(|add| add * add));
+        }
+    }
+
+    /// What the slope promises for changing places with each instance after this one in the order. `moved` is what it
+    /// promises for moving there alone. Between nodes that are not alike it is only about right.
+    pub fn promises_of_swaps(&self, one: usize, moved: &[f32], promises: &mut Vec<f32>) {
+        let (after, node, slopes) = (one + 1, self.node_of[one], &self.slopes);
+        let own = slopes.leaving[after..].iter().zip(&slopes.weight[after..]).map(|(leaving, weight)| leaving + weight);
+        promises.clear();
+        promises.extend(self.node_of[after..].iter().zip(own).map(|(to, own)| moved[*to] + own));
+        let adds = &self.problem.instances[one].adds;
+        // Theirs on our node, which has lost us, as their node has lost them.
+        let slope = std::array::from_fn(|d| slopes.linear[d][node] - 4.0 * adds[d] as f32 * slopes.square[d][node]);
+        add_products(promises, &self.problem.columns, after, &slope);
     }
 
     /// Whether the node takes the instance, as hbal asks before every move. Who comes from a node that is offline may
@@ -276,7 +330,15 @@ impl<'a> State<'a> {
         self.put(guest, from, -1);
         self.put(guest, to, 1);
         self.score += change;
-        self.slope();
+        let (of_square, of_sum) = self.slope();
+        let stale = |(now, then): (&f64, &f64)| (now - then).abs() > SLOPE_STALE * then;
+        if of_square.iter().zip(&self.slopes.of_square).any(stale) {
+            (self.slopes.of_square, self.slopes.of_sum) = (of_square, of_sum);
+            (0..self.nodes.len()).for_each(|node| self.slope_of(node));
+        } else {
+            self.slope_of(from);
+            self.slope_of(to);
+        }
     }
 
     fn put(&mut self, guest: &Guest, node: usize, sign: i64) {
@@ -311,20 +373,13 @@ fn deviations(problem: &Problem, sum: &Row, squares: &Row) -> f64 {
     total.iter().sum()
 }
 
-/// In halves, so that the processor need not wait for one sum.
-pub fn dot(a: &Row, b: &Row) -> f64 {
-    let mut halves = [0.0; 4];
-    for d in 0..4 {
-        halves[d] = a[d] * b[d] + a[d + 4] * b[d + 4];
+/// Adds to each sum its row of the columns, from `after` on, times the factors: all dimensions at once, in a form that
+/// becomes vector instructions.
+fn add_products(sums: &mut [f32], columns: &[Vec<f32>; DIMENSIONS], after: usize, factors: &[f32; DIMENSIONS]) {
+    let count = sums.len();
+    let [a, b, c, d, e, f, g, h] = columns.each_ref().map(|column| &column[after..after + count]);
+    let [i, j, k, l, m, n, o, p] = *factors;
+    for at in 0..count {
+        sums[at] += (a[at] * i + b[at] * j + (c[at] * k + d[at] * l)) + (e[at] * m + f[at] * n + (g[at] * o + h[at] * p));
     }
-    (halves[0] + halves[1]) + (halves[2] + halves[3])
-}
-
-/// Of the squares of `adds` with `slope`.
-pub fn squared(adds: &Row, slope: &Row) -> f64 {
-    let mut squares = *adds;
-    for square in &mut squares {
-        *square *= *square;
-    }
-    dot(&squares, slope)
 }
