@@ -136,9 +136,8 @@ struct Texts {
 
 impl Texts {
     fn read(cluster: &Path, load: Option<&Path>) -> Result<Self> {
-        let text = |path: &Path| {
-            String::from_utf8(io::read(path)?).with_context(|| format!("{} is not text", path.display()))
-        };
+        let text =
+            |path: &Path| String::from_utf8(io::read(path)?).with_context(|| format!("{} is not text", path.display()));
         let sibling = cluster.with_extension("load");
         let load = load.or_else(|| sibling.exists().then_some(sibling.as_path()));
         Ok(Self {
@@ -150,11 +149,7 @@ impl Texts {
 
     fn generate(seed: u64, nodes: usize) -> Self {
         let (cluster, loads) = generate::cluster(seed, nodes);
-        Self {
-            name: format!("generated-{nodes}"),
-            cluster: cluster.to_string(),
-            load: Some(write_load(&loads)),
-        }
+        Self { name: format!("generated-{nodes}"), cluster: cluster.to_string(), load: Some(write_load(&loads)) }
     }
 
     fn parse(&self) -> Result<(Cluster, BTreeMap<String, Load>)> {
@@ -282,8 +277,20 @@ fn cpu_s() -> Result<f64> {
 fn heading() {
     println!(
         "{:<16} {:>5} {:>9} | {:>9} {:>9} {:>5} {:>10} | {:>9} {:>5} {:>10} {:>9} | {:>9} {:>5} {:>10}",
-        "cluster", "nodes", "instances", "start", "hbal", "moves", "hbal s", "ours", "moves", "ours s", "faster",
-        "any moves", "moves", "s"
+        "cluster",
+        "nodes",
+        "instances",
+        "start",
+        "hbal",
+        "moves",
+        "hbal s",
+        "ours",
+        "moves",
+        "ours s",
+        "faster",
+        "any moves",
+        "moves",
+        "s"
     );
 }
 

@@ -138,3 +138,33 @@ fn number(text: Option<&str>) -> Result<f64> {
     let text = text.context("a number is missing")?.trim();
     text.parse().with_context(|| format!("{text:?} is not a number"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hbal_prints_is_read() {
+        let scored = "Loaded 2 nodes, 1 instances\nInitial coefficients: overall 4.47500000\n   Field        Value Weight\n   \
+                      free_mem_cv  0.20000000  x0.50\n   n1_cnt       0.00000000  x1.00\nTrying to minimize the CV...\n";
+        let (total, components) = parse_score(scored).unwrap();
+        assert_eq!(total, 4.475);
+        assert_eq!(components, [("free_mem_cv".to_owned(), 0.2), ("n1_cnt".to_owned(), 0.0)]);
+        let well =
+            "Cluster is already well balanced (initial score 1.2e-10,\noptimum score due to N+1 reservations 0,\n";
+        assert_eq!(parse_score(well).unwrap(), (1.2e-10, Vec::new()));
+        assert!(parse_score("Cluster is empty, exiting.\n").is_err());
+        let balanced = "Initial score: 3.5\nTrying to minimize the CV...\n    1. i8  n8 => n37  2.95310563 a=fa:n37\n    2. \
+                        i9   n8      => n3       1.5 a=fa:n3\nCluster score improved from 3.5 to 1.5\n";
+        assert_eq!(parse_moves(balanced).unwrap(), [2.953_105_63, 1.5]);
+        assert_eq!(parse_moves("").unwrap(), [0.0; 0]);
+    }
+
+    #[test]
+    fn processor_time_is_read_whatever_the_program_is_called() {
+        let stat = "812 (a) b (c)) R 1 812 812 0 -1 4194304 95 0 0 0 150 25 0 0 20 0 1 0 99 8192 200 1 1 1\n";
+        assert_eq!(times(stat).unwrap(), (1.75, false));
+        assert_eq!(times(&stat.replace(") R", ") Z")).unwrap(), (1.75, true));
+        assert!(times("812 (hbal) R 1").is_err());
+    }
+}

@@ -79,7 +79,8 @@ impl Problem {
     /// All nodes of the cluster must be in one group.
     pub fn of(cluster: &Cluster, loads: &BTreeMap<String, Load>) -> Self {
         let rules = TagRules::of(&cluster.tags);
-        let ids: BTreeMap<&str, usize> = cluster.nodes.iter().enumerate().map(|(n, node)| (node.name.as_str(), n)).collect();
+        let ids: BTreeMap<&str, usize> =
+            cluster.nodes.iter().enumerate().map(|(n, node)| (node.name.as_str(), n)).collect();
         let mut exclusive: Vec<&str> = cluster.instances.iter().flat_map(|i| rules.exclusive(i)).collect();
         exclusive.sort_unstable();
         exclusive.dedup();
@@ -94,7 +95,10 @@ impl Problem {
             .iter()
             .map(|node| Host::bare(node, vcpus_max(node, cluster), exclusive.len()))
             .zip(&cluster.nodes)
-            .map(|(host, node)| Host { locations: rules.locations(node).into_iter().map(location_of).collect(), ..host })
+            .map(|(host, node)| Host {
+                locations: rules.locations(node).into_iter().map(location_of).collect(),
+                ..host
+            })
             .collect();
         let mut places = vec![0; exclusive.len() * locations.len()];
         let mut instances = Vec::new();
@@ -181,8 +185,7 @@ impl Problem {
 impl Host {
     /// Without instances.
     fn bare(node: &Node, vcpus_max: i64, tags: usize) -> Self {
-        let (memory, reported, cpus) =
-            node.resources.map_or((0, 0, 0), |r| (r.memory_mib, r.free_memory_mib, r.cpus));
+        let (memory, reported, cpus) = node.resources.map_or((0, 0, 0), |r| (r.memory_mib, r.free_memory_mib, r.cpus));
         let (memory, cpus) = (1.0 / memory as f64, 1.0 / (cpus as f64 * node.cpu_speed));
         Self {
             online: !is_offline(node),

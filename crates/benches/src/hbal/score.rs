@@ -188,8 +188,7 @@ impl Figures {
         let used: u64 = primaries.iter().filter(|i| i.status.uses_memory()).map(|i| i.memory_mib).sum();
         // What neither the records nor the node's own report leave free.
         let unallocated = free.min(signed(total) - signed(own) - signed(used));
-        let claimed: u64 =
-            all.iter().filter(|i| i.forthcoming || !i.status.uses_memory()).map(|i| i.memory_mib).sum();
+        let claimed: u64 = all.iter().filter(|i| i.forthcoming || !i.status.uses_memory()).map(|i| i.memory_mib).sum();
         let mut from_peers: BTreeMap<&str, u64> = BTreeMap::new();
         for i in secondaries.iter().filter(|i| i.auto_balance && i.status != Status::AdminOffline) {
             *from_peers.entry(&i.primary).or_default() += i.memory_mib;

@@ -55,8 +55,8 @@ pub fn search(problem: &Problem, limits: &Limits) -> Found {
         swapped: Vec::new(),
     };
     search.price = search.price_at_start();
-    let start = search.price;
-    search.fall(PRICE_FALLS_TO, start * SWAPS_FROM);
+    let swaps_from = (search.price * SWAPS_FROM).max(limits.gain_min);
+    search.fall(PRICE_FALLS_TO, swaps_from);
     let mut best = (search.state.score, search.state.node_of.clone());
     let rounds = if search.was_full { ROUNDS } else { 0 };
     for _ in 0..rounds {

@@ -234,17 +234,15 @@ impl<'a> State<'a> {
         let forced = !self.problem.nodes[from].online;
         (forced || policy())
             && (self.problem.plain
-                || (self.problem.may_migrate[from][node] && (forced || guest.tags.iter().all(|tag| at.tags[*tag] == 0))))
+                || (self.problem.may_migrate[from][node]
+                    && (forced || guest.tags.iter().all(|tag| at.tags[*tag] == 0))))
     }
 
-    /// Whether both could change places, when they have.
+    /// Whether each could be where the other is, when that one has gone. Two with the same exclusion tag can't: one of
+    /// them has to come before the other goes.
     pub fn swappable(&self, one: usize, other: usize) -> bool {
         let (a, b) = (&self.problem.instances[one], &self.problem.instances[other]);
         let (p, q) = (self.node_of[one], self.node_of[other]);
-        if !self.problem.plain && !(a.tags.is_empty() && b.tags.is_empty()) {
-            // Each must be welcome while the other is still there.
-            return self.takes(q, one) && self.takes(p, other);
-        }
         self.takes_after(q, one, b.memory_used, b.memory, b.vcpus)
             && self.takes_after(p, other, a.memory_used, a.memory, a.vcpus)
     }
@@ -257,7 +255,7 @@ impl<'a> State<'a> {
         changed + self.counts_after(instance, from, to)
     }
 
-    /// What the score changes if they change places. Instances with tags are not asked about together.
+    /// What the score changes if they change places.
     pub fn change_of_swap(&self, one: usize, other: usize) -> f64 {
         let (a, b) = (&self.problem.instances[one], &self.problem.instances[other]);
         let (p, q) = (self.node_of[one], self.node_of[other]);
@@ -292,8 +290,8 @@ impl<'a> State<'a> {
             let (at, host) = (&self.nodes[node], &self.problem.nodes[node]);
             if host.online && at.reported - more < host.reserved { SHORT * (at.count + count) as f64 } else { 0.0 }
         };
-        let short = after(from, -guest.memory_used, -1) - self.short(from) + after(to, guest.memory_used, 1)
-            - self.short(to);
+        let short =
+            after(from, -guest.memory_used, -1) - self.short(from) + after(to, guest.memory_used, 1) - self.short(to);
         let offline = if self.problem.nodes[from].online { 0.0 } else { -OFFLINE };
         let tags = if self.problem.plain { 0.0 } else { self.tags_after(guest, from, to) };
         short + offline + tags + self.unmet(guest, to) - self.unmet(guest, from)
@@ -380,6 +378,7 @@ fn add_products(sums: &mut [f32], columns: &[Vec<f32>; DIMENSIONS], after: usize
     let [a, b, c, d, e, f, g, h] = columns.each_ref().map(|column| &column[after..after + count]);
     let [i, j, k, l, m, n, o, p] = *factors;
     for at in 0..count {
-        sums[at] += (a[at] * i + b[at] * j + (c[at] * k + d[at] * l)) + (e[at] * m + f[at] * n + (g[at] * o + h[at] * p));
+        sums[at] +=
+            (a[at] * i + b[at] * j + (c[at] * k + d[at] * l)) + (e[at] * m + f[at] * n + (g[at] * o + h[at] * p));
     }
 }

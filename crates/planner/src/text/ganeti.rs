@@ -248,13 +248,7 @@ impl FromStr for Cluster {
 
 impl Cluster {
     /// Names are there once, and what is referred to is there.
-    fn check(
-        &self,
-        groups: &[Line],
-        nodes: &[Line],
-        instances: &[Line],
-        policies: &[Line],
-    ) -> Result<(), ParseError> {
+    fn check(&self, groups: &[Line], nodes: &[Line], instances: &[Line], policies: &[Line]) -> Result<(), ParseError> {
         let uuids = once(groups, self.groups.iter().map(|group| group.uuid.as_str()), "the uuid of a group")?;
         let group_names = once(groups, self.groups.iter().map(|group| group.name.as_str()), "the name of a group")?;
         let node_names = once(nodes, self.nodes.iter().map(|node| node.name.as_str()), "the name of a node")?;
@@ -267,7 +261,9 @@ impl Cluster {
             if let Some(secondary) = &instance.secondary {
                 line.known(&node_names, secondary, "the name of a node of the second section")?;
                 if *secondary == instance.primary {
-                    return Err(line.error(format!("node {secondary} twice"), "a secondary node that is not the primary"));
+                    return Err(
+                        line.error(format!("node {secondary} twice"), "a secondary node that is not the primary")
+                    );
                 }
             }
         }
@@ -285,11 +281,7 @@ impl Cluster {
 }
 
 /// Each name, which must stand there once.
-fn once<'a>(
-    lines: &[Line],
-    names: impl Iterator<Item = &'a str>,
-    what: &str,
-) -> Result<BTreeSet<&'a str>, ParseError> {
+fn once<'a>(lines: &[Line], names: impl Iterator<Item = &'a str>, what: &str) -> Result<BTreeSet<&'a str>, ParseError> {
     let mut seen = BTreeSet::new();
     for (line, name) in lines.iter().zip(names) {
         if name.is_empty() || !seen.insert(name) {
@@ -434,8 +426,11 @@ impl<'a> Line<'a> {
 
     fn instance(&self) -> Result<Instance, ParseError> {
         let defaults = ["", "", "", "", "", "", "", "", "", "", "1", "-", "N"];
-        let [name, memory, disk, vcpus, status, auto, primary, secondary, template, tags, more @ ..] =
-            self.fields(10, defaults, "name, memory, disk, vcpus, status, auto-balance, nodes, disk template and tags")?;
+        let [name, memory, disk, vcpus, status, auto, primary, secondary, template, tags, more @ ..] = self.fields(
+            10,
+            defaults,
+            "name, memory, disk, vcpus, status, auto-balance, nodes, disk template and tags",
+        )?;
         let [spindle_use, spindles, forthcoming] = more;
         Ok(Instance {
             name: name.to_owned(),
@@ -455,8 +450,11 @@ impl<'a> Line<'a> {
     }
 
     fn policy(&self) -> Result<Policy, ParseError> {
-        let [group, standard, bounds, templates, vcpu_ratio, spindle_ratio] =
-            self.fields(6, [""; 6], "owner, standard, bounds, disk templates, vcpu ratio and spindle ratio of a policy")?;
+        let [group, standard, bounds, templates, vcpu_ratio, spindle_ratio] = self.fields(
+            6,
+            [""; 6],
+            "owner, standard, bounds, disk templates, vcpu ratio and spindle ratio of a policy",
+        )?;
         let bounds: Vec<Spec> = bounds.split(';').map(|spec| self.spec(spec)).collect::<Result<_, _>>()?;
         if bounds.len() % 2 != 0 {
             return Err(self.error(format!("{} bounds", bounds.len()), "a largest for each smallest, parted by ;"));

@@ -50,7 +50,10 @@ fn every_field_is_read() {
     assert_eq!((web.memory_mib, web.disk_mib, web.vcpus, web.status), (4096, 10, 2, Status::Running));
     assert_eq!((web.primary.as_str(), web.secondary.as_deref(), web.template), ("n1", None, Template::Ext));
     assert_eq!((web.auto_balance, web.spindle_use, web.spindles, web.forthcoming), (true, 1, None, false));
-    assert_eq!((db.secondary.as_deref(), db.auto_balance, db.spindle_use, db.spindles), (Some("n2"), false, 3, Some(2)));
+    assert_eq!(
+        (db.secondary.as_deref(), db.auto_balance, db.spindle_use, db.spindles),
+        (Some("n2"), false, 3, Some(2))
+    );
     assert!(next.forthcoming && next.status.uses_memory() && !db.status.uses_memory());
     assert_eq!(cluster.tags, ["htools:iextags:web"]);
     assert_eq!(cluster.policies[0].group, None);
