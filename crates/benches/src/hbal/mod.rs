@@ -205,7 +205,7 @@ fn row(texts: &Texts, with_hbal: bool, args: &Args) -> Result<Row> {
             return Ok(ours);
         }
         let path = write("scored", &cluster.to_string())?;
-        let (theirs, _) = peer::score(Files { cluster: &path, load: load.as_deref() })?;
+        let theirs = peer::score(Files { cluster: &path, load: load.as_deref() })?;
         difference = Some(difference.unwrap_or_default().max((ours - theirs).abs()));
         Ok(theirs)
     };

@@ -23,6 +23,8 @@ const PRICE_FALLS_FINELY_TO: f64 = 0.65;
 const ROUNDS: usize = 1;
 /// Sweeps over all instances at one price, at most: each sweep but the last has found something.
 const SWEEPS_MAX: usize = 4;
+/// Of moves alone, before swaps are looked at.
+const MOVE_SWEEPS_MAX: usize = 16;
 /// What is less is rounding.
 const GAIN_MIN: f64 = 1e-10;
 
@@ -120,7 +122,11 @@ impl Search<'_> {
     /// Swaps come where no move is left.
     fn descend(&mut self, swaps: bool) {
         for _ in 0..SWEEPS_MAX {
-            while self.sweep_moves() && !self.exhausted() {}
+            for _ in 0..MOVE_SWEEPS_MAX {
+                if !self.sweep_moves() || self.exhausted() {
+                    break;
+                }
+            }
             if !swaps || !self.sweep_swaps() || self.exhausted() {
                 return;
             }

@@ -456,7 +456,7 @@ impl<'a> Line<'a> {
             "owner, standard, bounds, disk templates, vcpu ratio and spindle ratio of a policy",
         )?;
         let bounds: Vec<Spec> = bounds.split(';').map(|spec| self.spec(spec)).collect::<Result<_, _>>()?;
-        if bounds.len() % 2 != 0 {
+        if !bounds.len().is_multiple_of(2) {
             return Err(self.error(format!("{} bounds", bounds.len()), "a largest for each smallest, parted by ;"));
         }
         Ok(Policy {
