@@ -11,11 +11,12 @@ const CLUSTER: &str = "drover-bench";
 const FIGURES: &str = "drover-figures";
 const FIGURES_PACKAGE: &str = "drover-benches";
 /// Each bench and the program that has it. Known here, too, so that a wrong name is said before a build of minutes.
-const BENCHES: [(&str, &str); 6] = [
+const BENCHES: [(&str, &str); 7] = [
     ("footprint", CLUSTER),
     ("hbal", FIGURES),
     ("migration", CLUSTER),
     ("migration-faults", CLUSTER),
+    ("planetlab", FIGURES),
     ("prediction", FIGURES),
     ("schedule", FIGURES),
 ];

@@ -25,11 +25,12 @@ usage: cargo xtask <command>
   bench NAME [ARGS]
                setup, build, and measure; NAME is footprint (what server and agents cost at rest),
                migration (what clients see while a vm moves, beside stock QEMU),
-               migration-faults (everything killed in each phase of a migration), prediction (predicted
-               against real migration times) or schedule (many migrations against their bound); ARGS go
-               to it (--json FILE; footprint: --seconds N; migration: --workload, --link, --side,
-               --rounds N; migration-faults: --cell VICTIM/PHASE, --logs
-               DIR; prediction: --input CSV; schedule: --seed N)
+               migration-faults (everything killed in each phase of a migration), planetlab (policies
+               of consolidation on recorded days), prediction (predicted against real migration times)
+               or schedule (many migrations against their bound); ARGS go to it (--json FILE; footprint:
+               --seconds N; migration: --workload, --link, --side, --rounds N; migration-faults: --cell
+               VICTIM/PHASE, --logs DIR; planetlab: --input PATH...; prediction: --input CSV; schedule:
+               --seed N)
   test         setup, then every check and every test
   tidy         check the rules of the code base that the compiler does not check
   guest-image  build the image that the demo's and the tests' vms run, into target/guest/

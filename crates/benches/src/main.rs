@@ -5,6 +5,7 @@
 
 mod hbal;
 mod io;
+mod planetlab;
 mod prediction;
 mod random;
 mod schedule;
@@ -25,6 +26,8 @@ struct Cli {
 enum Bench {
     /// Ganeti's `hbal` and us on the same clusters, by its own score.
     Hbal(hbal::Args),
+    /// What policies of consolidation make of recorded days: energy, slowness and moves, beside the published ones.
+    Planetlab(planetlab::Args),
     /// How far predicted migration times are from real ones, on instances held back.
     Prediction(prediction::Args),
     /// How near the end of many migrations is to what no order can beat, and how long planning them takes.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
 fn dispatch(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Hbal(args) => hbal::run(args),
+        Bench::Planetlab(args) => planetlab::run(args),
         Bench::Prediction(args) => prediction::run(args),
         Bench::Schedule(args) => schedule::run(args),
     }

@@ -9,11 +9,12 @@ use drover_model::command::Command;
 use drover_model::event::Severity;
 use drover_model::intent::{Host, Image, JoinToken, PowerIntent, Role, RunIntent, Tenant, Vm, VmSpec};
 use drover_model::inventory::VmState;
+use drover_model::load::DailyPattern;
 use drover_model::migration::MigrationRecord;
 use drover_model::plan::{PlanRecord, PlanState};
 use drover_model::policy::Policy;
 use drover_model::world::{HostState, Movable, VmView};
-use drover_model::{HostId, MigrationId, Millis, PlanId, TimeMs, TokenId, VmId};
+use drover_model::{Bytes, CpuMillis, HostId, MigrationId, Millis, PlanId, TimeMs, TokenId, VmId};
 use drover_planner as planner;
 use std::fmt;
 
@@ -390,7 +391,11 @@ fn fits_somewhere(control: &Control, now: TimeMs, id: &VmId, spec: &VmSpec) -> R
         pinned_to: spec.pinned_to.clone(),
         host: None,
         movable: Movable::No { why: "it has no host yet".to_owned() },
-        moved: None,
+        left: Vec::new(),
+        pattern: DailyPattern::default(),
+        disk: Bytes::ZERO,
+        pool: None,
+        cpu_reserved: CpuMillis::ZERO,
         load: Default::default(),
     };
     world.vms.insert(id.clone(), view);

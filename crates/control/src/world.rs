@@ -5,9 +5,9 @@ use crate::compatibility::{Kinds, reach};
 use crate::live::Seen;
 use drover_model::intent::{Host, PowerIntent, RunIntent, Vm};
 use drover_model::inventory::{VmInventory, VmState};
-use drover_model::load::VmSample;
+use drover_model::load::{DailyPattern, VmSample};
 use drover_model::world::{HostView, Movable, VmView, World};
-use drover_model::{Bytes, HostId, Millis, TimeMs, VmId};
+use drover_model::{Bytes, CpuMillis, HostId, Millis, TimeMs, VmId};
 
 /// Until a host's first boot was measured.
 const BOOT_TIME_GUESS: Millis = Millis::secs(120);
@@ -29,18 +29,16 @@ impl Control {
     pub fn world(&self, now: TimeMs) -> World {
         let kinds = Kinds::of(self);
         World {
-            now,
-            revision: self.revision(),
-            policy: self.policy().clone(),
             hosts: self.hosts().map(|host| (host.id.clone(), self.host_view(host, &kinds))).collect(),
             vms: self.vms().filter_map(|vm| Some((vm.id.clone(), self.vm_view(vm, now)?))).collect(),
+            ..World::empty(now, self.revision(), self.policy().clone())
         }
     }
 
     /// As much of it as concerns this vm alone, without the hosts.
     pub(crate) fn world_of(&self, now: TimeMs, vm: &Vm) -> World {
         let vms = self.vm_view(vm, now).map(|view| (vm.id.clone(), view)).into_iter().collect();
-        World { now, revision: self.revision(), policy: self.policy().clone(), hosts: Default::default(), vms }
+        World { vms, ..World::empty(now, self.revision(), self.policy().clone()) }
     }
 
     fn host_view(&self, host: &Host, kinds: &Kinds) -> HostView {
@@ -57,6 +55,14 @@ impl Control {
             refuses,
             load: live.map(|live| live.load.clone()).unwrap_or_default(),
             since: live.map_or(self.started_at, |live| live.since),
+            rack: None,
+            zone: None,
+            labels: Default::default(),
+            disk: None,
+            link: None,
+            power: None,
+            power_cycle_price: None,
+            moves_recent: 0,
         }
     }
 
@@ -77,7 +83,11 @@ impl Control {
             pinned_to: vm.spec.pinned_to.clone(),
             host: vm.host.clone(),
             movable: self.movable_by_plan(vm, seen, now),
-            moved: vm.moved_at.zip(vm.moved_from.clone()),
+            left: vm.moved_at.zip(vm.moved_from.clone()).into_iter().collect(),
+            pattern: DailyPattern::default(),
+            disk: Bytes::ZERO,
+            pool: None,
+            cpu_reserved: CpuMillis::ZERO,
             load: self.live.vm_load.get(&vm.id).cloned().unwrap_or_default(),
         })
     }

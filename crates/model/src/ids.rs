@@ -112,6 +112,21 @@ name_type!(
     /// An anti-affinity group: two vms of one group and one tenant never share a host.
     GroupId, "group");
 name_type!(
+    /// A rack: hosts that may fail together, for want of power or a switch.
+    RackId, "rack");
+name_type!(
+    /// A zone: racks that share a site.
+    ZoneId, "zone");
+name_type!(
+    /// A word that hosts carry, for sets of hosts: a licence, a kind of hardware.
+    Label, "label");
+name_type!(
+    /// A rule of placement, by its name in the cluster.
+    RuleId, "placement rule");
+name_type!(
+    /// A resource pool, by its name in the cluster.
+    PoolId, "pool");
+name_type!(
     /// The public part of an API token or join token: names it without giving it away.
     TokenId, "token");
 

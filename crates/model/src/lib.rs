@@ -18,6 +18,7 @@ pub mod inventory;
 pub mod load;
 pub mod migration;
 pub mod network;
+pub mod placement;
 pub mod plan;
 pub mod policy;
 pub mod units;

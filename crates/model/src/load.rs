@@ -43,6 +43,34 @@ impl VmSample {
     pub const DIRTY_RATE_KEPT_MAX: Millis = Millis::secs(60);
 }
 
+/// What a vm's processor demand is at each time of day (UTC), learned over days. Empty until a whole day has been seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DailyPattern {
+    /// Whole days it rests on.
+    pub days: u16,
+    /// One per [`DailyPattern::SLOT`] from midnight, or none.
+    pub slots: Vec<PatternSlot>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PatternSlot {
+    /// Mean over the days, thousandths of a core.
+    pub mean: u32,
+    /// Standard deviation, within the slot and from day to day; thousandths of a core.
+    pub deviation: u32,
+}
+
+impl DailyPattern {
+    pub const SLOT: Millis = Millis::secs(15 * 60);
+    pub const SLOTS: usize = 96;
+
+    /// What it says of a moment; `None` while it has not seen a day.
+    pub fn at(&self, at: TimeMs) -> Option<PatternSlot> {
+        let slot = (at.0 / Self::SLOT.0) as usize % Self::SLOTS;
+        self.slots.get(slot).copied()
+    }
+}
+
 /// The last samples of one series, oldest first, at most [`Window::SAMPLES_MAX`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Window<T> {

@@ -3,7 +3,7 @@
 use crate::policy::KOfN;
 use crate::{
     Bytes, CpuMillis, Generation, HostId, MicroMoney, MicroMoneyPerHour, MigrationId, Millis, PlanId, Ratio, Revision,
-    TimeMs, VmId,
+    RuleId, TimeMs, VmId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -112,6 +112,17 @@ pub struct Plan {
     pub predicted: Prediction,
     /// What was considered and lost, most promising first; at most [`Plan::REJECTED_MAX`].
     pub rejected: Vec<Rejected>,
+    #[serde(default)]
+    pub timing: Timing,
+}
+
+/// When the plan ends, and how near that is to the earliest end any order could reach.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Predicted time from the first step's start to the last one's end.
+    pub makespan: Millis,
+    /// No order of these steps ends earlier: the busiest link, the longest chain.
+    pub bound: Millis,
 }
 
 impl Plan {
@@ -131,6 +142,19 @@ pub struct Step {
     pub cost: MicroMoney,
     /// Predicted.
     pub duration: Millis,
+    /// Predicted start, counted from the plan's.
+    #[serde(default)]
+    pub start: Millis,
+    /// Bytes per second that the schedule gives a migration; 0 where it gives none.
+    #[serde(default)]
+    pub bandwidth: Bytes,
+    /// What else could have been done for the same end, and lost: best first, at most [`Step::ALTERNATIVES_MAX`].
+    #[serde(default)]
+    pub alternatives: Vec<Rejected>,
+}
+
+impl Step {
+    pub const ALTERNATIVES_MAX: usize = 4;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,6 +184,10 @@ pub struct Prediction {
     pub moving_cost: MicroMoney,
     /// horizon x (rate before - rate after) - cost of moving.
     pub gain: MicroMoney,
+    /// No placement that keeps the hard rules costs less than this per hour: how far from optimal the result can be.
+    /// `None` if it was not worked out.
+    #[serde(default)]
+    pub rate_bound: Option<MicroMoneyPerHour>,
     /// Of each host a step touches: demand over capacity before and after.
     pub hosts: BTreeMap<HostId, HostPrediction>,
 }
@@ -202,6 +230,43 @@ pub enum Objection {
     Pinned {
         vm: VmId,
         to: Vec<HostId>,
+    },
+    /// A rule of placement forbids it; `why` completes "because ...".
+    PlacementRule {
+        name: RuleId,
+        why: String,
+    },
+    /// The disks on the host itself would not fit.
+    Disk {
+        host: HostId,
+        demand: Bytes,
+        room_for: Bytes,
+    },
+    /// The link would carry more than it can, per second.
+    Link {
+        host: HostId,
+        demand: Bytes,
+        room_for: Bytes,
+    },
+    /// The host would promise more processor than it has.
+    Reserved {
+        host: HostId,
+        demand: CpuMillis,
+        room_for: CpuMillis,
+    },
+    /// The hosts left up would not hold what the pools are promised.
+    PoolReservation {
+        why: String,
+    },
+    /// It left that host within [`crate::policy::Policy::return_after`].
+    Return {
+        vm: VmId,
+        host: HostId,
+        left: Millis,
+    },
+    /// As many moves as the policy allows in an hour or a plan.
+    MovesMax {
+        why: String,
     },
     Maintenance {
         host: HostId,
@@ -266,6 +331,21 @@ impl fmt::Display for Objection {
                 let to: Vec<_> = to.iter().map(HostId::as_str).collect();
                 write!(f, "{vm} is pinned to {}", to.join(", "))
             }
+            Self::PlacementRule { name, why } => write!(f, "rule {name} forbids it because {why}"),
+            Self::Disk { host, demand, room_for } => {
+                write!(f, "{host} would need {demand} of disk and has {room_for}")
+            }
+            Self::Link { host, demand, room_for } => {
+                write!(f, "the link of {host} would carry {demand}/s and is filled to {room_for}/s at most")
+            }
+            Self::Reserved { host, demand, room_for } => {
+                write!(f, "{host} would promise {demand} of its processor and has {room_for}")
+            }
+            Self::PoolReservation { why } => write!(f, "pools would not have what they are promised: {why}"),
+            Self::Return { vm, host, left } => {
+                write!(f, "{vm} left {host} recently and does not return for another {left}")
+            }
+            Self::MovesMax { why } => write!(f, "enough has moved for now: {why}"),
             Self::Maintenance { host } => write!(f, "{host} is in maintenance"),
             Self::HostNotUsable { host, state } => {
                 write!(f, "{host} is {}", format!("{state:?}").to_lowercase())

@@ -21,6 +21,90 @@ pub struct KOfN {
     pub n: u32,
 }
 
+/// What the pool is run for. Hard rules and the relief of hot hosts come first under each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aim {
+    /// All hosts stay on; vms are spread so that nobody waits.
+    Balance,
+    /// As few hosts on as fill up to `fill_to`; vms move to empty a host or relieve one, never for mere evenness.
+    Save,
+    /// Whatever is cheaper in money: hosts are emptied and switched off, and vms are spread, where that pays.
+    Auto,
+}
+
+impl Aim {
+    /// Whether hosts are switched off.
+    pub const fn saves_power(self) -> bool {
+        !matches!(self, Self::Balance)
+    }
+
+    /// Whether vms move for evenness alone.
+    pub const fn spreads(self) -> bool {
+        !matches!(self, Self::Save)
+    }
+}
+
+/// From conservative (1) to aggressive (5): how many times over a voluntary move must earn what it costs, within
+/// `money.horizon`. At 1 only hard rules, hot hosts and drained ones move anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Eagerness(pub u8);
+
+impl Eagerness {
+    /// The multiple of its cost that a move must gain; `None`: voluntary moves are not made.
+    pub fn payback(self) -> Option<f64> {
+        match self.0 {
+            0 | 1 => None,
+            2 => Some(8.0),
+            3 => Some(3.0),
+            4 => Some(1.5),
+            _ => Some(1.0),
+        }
+    }
+}
+
+/// Watts at 0, 10, ... 100 % of the processor, as SPECpower tables give them; linear between.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PowerCurve(pub [f64; 11]);
+
+impl PowerCurve {
+    /// Straight from idle to busy.
+    pub fn linear(idle: f64, busy: f64) -> Self {
+        Self(std::array::from_fn(|n| idle + (busy - idle) * n as f64 / 10.0))
+    }
+
+    /// Watts at `used`, which is held between 0 and 1.
+    pub fn watts(&self, used: f64) -> f64 {
+        let at = used.clamp(0.0, 1.0) * 10.0;
+        let below = (at as usize).min(9);
+        self.0[below] + (self.0[below + 1] - self.0[below]) * (at - below as f64)
+    }
+
+    /// Rising, finite, and at most 100 kW.
+    pub fn is_sound(&self) -> bool {
+        self.0.iter().all(|w| w.is_finite() && (0.0..=100_000.0).contains(w)) && self.0.is_sorted()
+    }
+}
+
+/// Most moves that plans may make within an hour: backstops behind the price of moving. 0 is no limit. Drained, lost and
+/// hot hosts are relieved regardless of the first two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MoveLimits {
+    pub vm_hour_max: u32,
+    /// From and to one host.
+    pub host_hour_max: u32,
+    pub plan_max: u32,
+}
+
+impl Default for MoveLimits {
+    fn default() -> Self {
+        Self { vm_hour_max: 4, host_hour_max: 60, plan_max: 0 }
+    }
+}
+
 /// Every figure the detector and the planner decide by.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -36,14 +120,15 @@ pub struct Policy {
     /// How full the planner fills a host at most, by forecast demand.
     pub fill_to: Ratio,
 
-    /// Whether cold hosts are emptied and powered off.
-    pub power_saving: bool,
+    pub aim: Aim,
+    pub eagerness: Eagerness,
     /// A sleeping host is woken when the forecast demand of the hosts that are up passes this share of their capacity.
     pub wake_above: Ratio,
     /// Never fewer hosts up than this.
     pub hosts_up_min: u32,
-    /// Power saving keeps room for the vms of any one host that may be lost.
-    pub spare_host: bool,
+    /// Every plan keeps room for the vms of any so many hosts that may be lost at once; one that lacks it already makes it
+    /// no worse. 0 to 4.
+    pub spare_hosts: u32,
     /// How far ahead load is forecast.
     pub forecast_ahead: Millis,
     /// Demand is taken at this quantile of the forecast (0.5 to 0.999).
@@ -53,6 +138,10 @@ pub struct Policy {
     pub gain_min: MicroMoney,
     /// A vm that moved is left alone this long, unless its host is hot, lost or drained.
     pub vm_cooldown: Millis,
+    /// A vm doesn't go back to a host it left this recently, unless it finds nothing else and its host is hot, lost or
+    /// drained. At most 6 h.
+    pub return_after: Millis,
+    pub moves: MoveLimits,
     /// How long a plan's effect settles before it is verified and the next plan may be made.
     pub settle: Millis,
 
@@ -125,14 +214,17 @@ impl Default for Policy {
             cold_below: Ratio(0.35),
             cold_evidence: KOfN { k: 50, n: 60 },
             fill_to: Ratio(0.75),
-            power_saving: false,
+            aim: Aim::Balance,
+            eagerness: Eagerness(3),
             wake_above: Ratio(0.70),
             hosts_up_min: 1,
-            spare_host: false,
+            spare_hosts: 0,
             forecast_ahead: Millis::secs(30),
             quantile: 0.9,
             gain_min: MicroMoney(100),
             vm_cooldown: Millis::secs(300),
+            return_after: crate::world::VmView::LEFT_KEPT,
+            moves: MoveLimits::default(),
             settle: Millis::secs(20),
             migrations_at_once_max: 2,
             migration: MigrationPolicy::default(),
@@ -212,6 +304,15 @@ impl Policy {
         }
         if !(0.5..=0.999).contains(&self.quantile) {
             return bad("quantile", "must lie between 0.5 and 0.999");
+        }
+        if !(1..=5).contains(&self.eagerness.0) {
+            return bad("eagerness", "must lie between 1 (conservative) and 5 (aggressive)");
+        }
+        if self.spare_hosts > 4 {
+            return bad("spare_hosts", "must lie between 0 and 4");
+        }
+        if self.return_after > crate::world::VmView::LEFT_KEPT {
+            return bad("return_after", "must be at most six hours (21600000 ms): moves are remembered no longer");
         }
         if !(1..=64).contains(&self.migrations_at_once_max) {
             return bad("migrations_at_once_max", "must lie between 1 and 64");

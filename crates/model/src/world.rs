@@ -1,9 +1,13 @@
 //! What the planner sees: intent, inventory and load at one moment, with their age. A plain value.
 
 use crate::inventory::Capacity;
-use crate::load::{HostSample, VmSample, Window};
-use crate::policy::Policy;
-use crate::{Bytes, Generation, GroupId, HostId, Millis, NetworkId, Revision, TenantId, TimeMs, VmId, VmName};
+use crate::load::{DailyPattern, HostSample, VmSample, Window};
+use crate::placement::{PlacementRule, PoolView};
+use crate::policy::{Policy, PowerCurve};
+use crate::{
+    Bytes, CpuMillis, Generation, GroupId, HostId, Label, MicroMoney, Millis, NetworkId, PoolId, RackId, Revision,
+    TenantId, TimeMs, VmId, VmName, ZoneId,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,9 +18,39 @@ pub struct World {
     /// Of the intent this was made from; a plan made from it carries it as parent.
     pub revision: Revision,
     pub policy: Policy,
+    /// How far apart samples of load are meant to be: what "recent" and "a hole" mean.
+    #[serde(default = "World::sample_every_default")]
+    pub sample_every: Millis,
     pub hosts: BTreeMap<HostId, HostView>,
     /// Every vm that has, or should have, a host.
     pub vms: BTreeMap<VmId, VmView>,
+    #[serde(default)]
+    pub pools: BTreeMap<PoolId, PoolView>,
+    #[serde(default)]
+    pub rules: Vec<PlacementRule>,
+}
+
+impl World {
+    /// What agents report by.
+    pub const SAMPLE_EVERY: Millis = Millis::secs(1);
+
+    fn sample_every_default() -> Millis {
+        Self::SAMPLE_EVERY
+    }
+
+    /// Without hosts, vms, pools and rules.
+    pub fn empty(now: TimeMs, revision: Revision, policy: Policy) -> Self {
+        Self {
+            now,
+            revision,
+            policy,
+            sample_every: Self::SAMPLE_EVERY,
+            hosts: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            rules: Vec::new(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +76,27 @@ pub struct HostView {
     pub load: Window<HostSample>,
     /// Since when it has been in `state`.
     pub since: TimeMs,
+    #[serde(default)]
+    pub rack: Option<RackId>,
+    #[serde(default)]
+    pub zone: Option<ZoneId>,
+    #[serde(default)]
+    pub labels: BTreeSet<Label>,
+    /// Room for the disks that vms have on the host itself; `None`: not known, and not limited.
+    #[serde(default)]
+    pub disk: Option<Bytes>,
+    /// What its link carries, each way, in bytes per second; `None`: not known, and not limited.
+    #[serde(default)]
+    pub link: Option<Bytes>,
+    /// What it draws; `None`: as the price list says of any host.
+    #[serde(default)]
+    pub power: Option<PowerCurve>,
+    /// Wear of switching it off and on once; `None`: as the price list says.
+    #[serde(default)]
+    pub power_cycle_price: Option<MicroMoney>,
+    /// Moves from and to it that ended within the last hour, or are under way.
+    #[serde(default)]
+    pub moves_recent: u32,
 }
 
 /// Whether a host can be used, as membership and the power loop see it.
@@ -74,9 +129,33 @@ pub struct VmView {
     /// `None`: wants a host and has none yet.
     pub host: Option<HostId>,
     pub movable: Movable,
-    /// When and whence it last moved.
-    pub moved: Option<(TimeMs, HostId)>,
+    /// Hosts that it left by moving, and when, oldest first: those of the last [`VmView::LEFT_KEPT`] at least, and the
+    /// last one whenever it was.
+    #[serde(default)]
+    pub left: Vec<(TimeMs, HostId)>,
     pub load: Window<VmSample>,
+    #[serde(default)]
+    pub pattern: DailyPattern,
+    /// Space of its disks on the host itself; 0 where they lie on shared storage.
+    #[serde(default)]
+    pub disk: Bytes,
+    #[serde(default)]
+    pub pool: Option<PoolId>,
+    /// Its own promise: a host never promises more than it has.
+    #[serde(default)]
+    pub cpu_reserved: CpuMillis,
+}
+
+impl VmView {
+    /// As long as moves are remembered, and returns looked upon with suspicion.
+    pub const LEFT_KEPT: Millis = Millis::secs(6 * 3_600);
+    /// More moves than this are not remembered.
+    pub const LEFT_MAX: usize = 32;
+
+    /// When and whence it last moved.
+    pub fn moved(&self) -> Option<&(TimeMs, HostId)> {
+        self.left.last()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

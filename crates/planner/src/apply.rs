@@ -18,7 +18,7 @@ pub fn apply(world: &World, plan: &Plan) -> World {
                 let Some(view) = after.vms.get_mut(vm) else { continue };
                 view.host = Some(to.clone());
                 view.generation = view.generation.next();
-                view.moved = Some((world.now, from.clone()));
+                view.left.push((world.now, from.clone()));
                 let Some(&Figure { cpu, memory, dark }) = figures.get(vm) else { continue };
                 if dark {
                     view.load = assumed_load(world.now, cpu, memory);

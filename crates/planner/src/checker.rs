@@ -351,7 +351,7 @@ fn load_is_known(replay: &Replay<'_>, violations: &mut Vec<Violation>) {
 fn cooldowns_are_kept(replay: &Replay<'_>, violations: &mut Vec<Violation>) {
     let (now, policy) = (replay.world.now, &replay.world.policy);
     for m in &replay.moves {
-        let rests = m.view.moved.as_ref().is_some_and(|(at, _)| now.since(*at) < policy.vm_cooldown);
+        let rests = m.view.moved().is_some_and(|(at, _)| now.since(*at) < policy.vm_cooldown);
         // Where it is brought by this plan itself it only passes through.
         let first = m.view.host.as_ref() == Some(m.from);
         if rests && first && !m.source.maintenance && !measured_hot(replay.world, m.source) {
@@ -384,7 +384,7 @@ fn switched_off_hosts_are_empty_and_spare(replay: &Replay<'_>, violations: &mut 
         if view.state != HostState::Up || !view.power_managed || !seen.insert(host) {
             found(violations, step, format!("{host} is not up, or not for drover to switch off"));
         }
-        if !replay.world.policy.power_saving {
+        if !replay.world.policy.aim.saves_power() {
             found(violations, step, format!("{host} would be switched off though power saving is not wanted"));
         }
         if let Some(stay) = replay.stays_on(host).iter().find(|stay| !replay.done(stay.leaves, step)) {
@@ -421,7 +421,7 @@ fn hosts_up_min_is_kept(replay: &Replay<'_>, violations: &mut Vec<Violation>) {
 /// Necessary conditions only: the memory of the vms of any one host, together and one by one, is free elsewhere.
 fn spare_host_is_kept(replay: &Replay<'_>, violations: &mut Vec<Violation>) {
     let off = replay.switched_off();
-    let Some((step, _)) = off.first().filter(|_| replay.world.policy.spare_host) else { return };
+    let Some((step, _)) = off.first().filter(|_| replay.world.policy.spare_hosts > 0) else { return };
     let woken: BTreeSet<&HostId> = replay.switched_on().into_iter().map(|(_, host)| host).collect();
     let stays_up = |id: &HostId, host: &HostView| {
         (host.state == HostState::Up || woken.contains(id)) && !off.iter().any(|(_, gone)| *gone == id)

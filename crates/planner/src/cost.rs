@@ -101,12 +101,10 @@ mod tests {
     use drover_model::TimeMs;
     use drover_model::policy::Policy;
     use drover_model::world::World;
-    use std::collections::BTreeMap;
 
     #[test]
     fn contention_is_convex_and_begins_at_fill_to() {
-        let (hosts, vms) = (BTreeMap::new(), BTreeMap::new());
-        let world = World { now: TimeMs(0), revision: Revision(0), policy: Policy::default(), hosts, vms };
+        let world = World::empty(TimeMs(0), Revision(0), Policy::default());
         let problem = Problem::new(&world);
         let at = |percent: u32| contention(&problem, f64::from(percent) / 100.0);
         assert_eq!(at(75), 0.0);

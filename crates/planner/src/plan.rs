@@ -9,7 +9,7 @@ use crate::search::evacuate::{Pressure, evacuate};
 use crate::search::relieve::{self, still_hot};
 use crate::search::wake::{self, relieve_hot, wake};
 use crate::search::{Act, Draft};
-use drover_model::plan::{Findings, Heat, HostPrediction, Plan, Prediction, Scenario};
+use drover_model::plan::{Findings, Heat, HostPrediction, Plan, Prediction, Scenario, Timing};
 use drover_model::world::{HostState, Movable, World};
 use drover_model::{MicroMoney, Ratio};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +34,17 @@ pub fn plan(world: &World, findings: &Findings, predictor: &Predictor) -> Plan {
     };
     let predicted = prediction(&draft, &before);
     let (steps, rejected) = draft.finish();
-    Plan { parent: world.revision, made_at: world.now, scenario: findings.scenario, why, steps, predicted, rejected }
+    let timing = Timing::default();
+    Plan {
+        parent: world.revision,
+        made_at: world.now,
+        scenario: findings.scenario,
+        why,
+        steps,
+        predicted,
+        rejected,
+        timing,
+    }
 }
 
 /// A plan is for a cluster at rest: what moves already would be decided upon twice.
@@ -161,5 +171,5 @@ fn prediction(draft: &Draft<'_, '_>, before: &State) -> Prediction {
             (problem.hosts[h].id.clone(), prediction)
         })
         .collect();
-    Prediction { rate_before, rate_after, moving_cost, gain: saved - moving_cost, hosts }
+    Prediction { rate_before, rate_after, moving_cost, gain: saved - moving_cost, rate_bound: None, hosts }
 }

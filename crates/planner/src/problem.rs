@@ -182,7 +182,7 @@ impl<'w> Problem<'w> {
     /// When the pool last changed: a vm moved, or a host changed its state. What was measured before is no
     /// evidence for what is underused now.
     pub fn changed_at(&self) -> TimeMs {
-        let moved = self.vms.iter().filter_map(|vm| vm.view.moved.as_ref().map(|(at, _)| *at));
+        let moved = self.vms.iter().filter_map(|vm| vm.view.moved().map(|(at, _)| *at));
         moved.chain(self.hosts.iter().map(|host| host.view.since)).max().unwrap_or(TimeMs::ZERO)
     }
 
@@ -250,7 +250,7 @@ fn vm_row<'w>(
     let dark = host.is_some_and(|host| !hosts[host].load_known);
     let per_vcpu = if dark { DARK_VM_MILLIS_PER_VCPU } else { FRESH_VM_MILLIS_PER_VCPU };
     let resident = view.load.iter().rev().take(RESIDENT_SAMPLES).map(|(_, sample)| sample.memory_used.0).max();
-    let cooldown = view.moved.as_ref().and_then(|(at, from)| {
+    let cooldown = view.moved().and_then(|(at, from)| {
         let left = world.policy.vm_cooldown.saturating_sub(world.now.since(*at));
         (left > Millis::ZERO).then(|| (left, index.get(from).copied()))
     });

@@ -9,7 +9,7 @@ use drover_control::interface::{Actor, Ask, Refusal};
 use drover_model::intent::{Image, ImageFile, JoinToken, PowerIntent, Role, RunIntent, Vm, VmSpec};
 use drover_model::migration::{Method, MigrationRecord, Priority};
 use drover_model::plan::PlanState;
-use drover_model::policy::{MigrationPolicy, Mode, Policy};
+use drover_model::policy::{Aim, MigrationPolicy, Mode, Policy};
 use drover_model::{Bytes, HostId, Millis, TenantId, TimeMs, VmId};
 use std::collections::BTreeMap;
 
@@ -76,8 +76,8 @@ impl Operator {
                 .pick(&[Mode::Act, Mode::Act, Mode::Act, Mode::Propose, Mode::Observe])
                 .copied()
                 .unwrap_or(Mode::Act),
-            power_saving: dice.chance(0.5),
-            spare_host: dice.chance(0.3),
+            aim: if dice.chance(0.5) { Aim::Auto } else { Aim::Balance },
+            spare_hosts: u32::from(dice.chance(0.3)),
             hosts_up_min: dice.between(1, 2) as u32,
             vm_cooldown: Millis::secs(dice.between(1, 5) * 60),
             settle: Millis::secs(dice.between(3, 20)),

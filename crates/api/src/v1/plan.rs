@@ -255,7 +255,7 @@ pub struct PlanNow {
 mod tests {
     use super::*;
     use drover_model::plan::{Findings, Heat, HostFinding, Objection, Plan};
-    use drover_model::{CpuMillis, MicroMoney, MicroMoneyPerHour, Millis, TimeMs};
+    use drover_model::{Bytes, CpuMillis, MicroMoney, MicroMoneyPerHour, Millis, TimeMs};
 
     fn record() -> PlanRecord {
         let host = |name: &str| name.parse::<HostId>().unwrap();
@@ -272,6 +272,9 @@ mod tests {
             gain: MicroMoney(900),
             cost: MicroMoney(40),
             duration: Millis(3000),
+            start: Millis::ZERO,
+            bandwidth: Bytes::ZERO,
+            alternatives: Vec::new(),
         };
         let finding =
             HostFinding { heat: Heat::Hot, evidence: None, cpu_forecast: Some(CpuMillis(1500)), memory_forecast: None };
@@ -288,12 +291,14 @@ mod tests {
                     rate_after: MicroMoneyPerHour(5),
                     moving_cost: MicroMoney(40),
                     gain: MicroMoney(900),
+                    rate_bound: None,
                     hosts: BTreeMap::new(),
                 },
                 rejected: vec![Rejected {
                     action: migrate,
                     because: Objection::Cpu { host: host("h3"), demand: CpuMillis(1900), room_for: CpuMillis(1500) },
                 }],
+                timing: Default::default(),
             },
             findings: Findings {
                 at: TimeMs(900),

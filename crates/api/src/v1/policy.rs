@@ -1,7 +1,7 @@
 //! The policy, flat: one key per figure, its unit in the key, as `drover policy set KEY=VALUE` takes it.
 
 use super::schema;
-use drover_model::policy::{KOfN, MigrationPolicy, Mode, Money, Policy as ModelPolicy};
+use drover_model::policy::{Aim, Eagerness, KOfN, MigrationPolicy, Mode, Money, MoveLimits, Policy as ModelPolicy};
 use drover_model::{Bytes, MicroMoney, Millis, Ratio};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -34,16 +34,22 @@ pub struct Policy {
     #[schema(minimum = 0, maximum = 1)]
     pub fill_to: f64,
 
-    /// Whether cold hosts are emptied and powered off.
-    pub power_saving: bool,
+    /// `balance`: all hosts stay on and vms are spread. `save`: as few hosts on as hold the load. `auto`: whatever is cheaper.
+    #[schema(schema_with = schema::aim)]
+    pub aim: Aim,
+    /// From conservative (1) to aggressive (5): a voluntary move must earn its cost 8, 3, 1.5 or 1 times over within the
+    /// horizon at 2, 3, 4 or 5; at 1 only hard rules, hot hosts and drained ones move anything.
+    #[schema(minimum = 1, maximum = 5)]
+    pub eagerness: u8,
     /// A sleeping host is woken when the demand of the hosts that are up passes this share of their capacity.
     #[schema(minimum = 0, maximum = 1)]
     pub wake_above: f64,
     /// Never fewer hosts up than this.
     #[schema(minimum = 1)]
     pub hosts_up_min: u32,
-    /// Power saving keeps room for the vms of any one host that may be lost.
-    pub spare_host: bool,
+    /// Plans keep room for the vms of any so many hosts that may be lost at once.
+    #[schema(minimum = 0, maximum = 4)]
+    pub spare_hosts: u32,
     /// How far ahead load is forecast.
     #[schema(maximum = 604800000)]
     pub forecast_ahead_ms: u64,
@@ -57,6 +63,15 @@ pub struct Policy {
     /// A vm that moved is left alone this long, unless its host is hot, lost or drained.
     #[schema(maximum = 604800000)]
     pub vm_cooldown_ms: u64,
+    /// A vm doesn't go back to a host it left this recently, unless it finds nothing else and must leave its own.
+    #[schema(maximum = 21600000)]
+    pub return_after_ms: u64,
+    /// Moves of one vm by plans within an hour; 0 is no limit. What must leave its host goes regardless.
+    pub moves_vm_hour_max: u32,
+    /// Moves from and to one host by plans within an hour; 0 is no limit. What must leave its host goes regardless.
+    pub moves_host_hour_max: u32,
+    /// Moves in one plan; 0 is no limit.
+    pub moves_plan_max: u32,
     /// How long a plan's effect settles before it is verified and the next plan may be made.
     #[schema(maximum = 604800000)]
     pub settle_ms: u64,
@@ -165,6 +180,7 @@ fn wire_key(field: &'static str) -> &'static str {
         "forecast_ahead" => "forecast_ahead_ms",
         "gain_min" => "gain_min_micro",
         "vm_cooldown" => "vm_cooldown_ms",
+        "return_after" => "return_after_ms",
         "settle" => "settle_ms",
         "migration.downtime_max" => "migration_downtime_max_ms",
         "migration.total_max" => "migration_total_max_ms",
@@ -204,14 +220,17 @@ impl From<&ModelPolicy> for Policy {
             cold_below,
             cold_evidence,
             fill_to,
-            power_saving,
+            aim,
+            eagerness,
             wake_above,
             hosts_up_min,
-            spare_host,
+            spare_hosts,
             forecast_ahead,
             quantile,
             gain_min,
             vm_cooldown,
+            return_after,
+            moves: MoveLimits { vm_hour_max, host_hour_max, plan_max },
             settle,
             migrations_at_once_max,
             migration:
@@ -251,14 +270,19 @@ impl From<&ModelPolicy> for Policy {
             cold_evidence_k: cold_evidence.k,
             cold_evidence_n: cold_evidence.n,
             fill_to: fill_to.0,
-            power_saving,
+            aim,
+            eagerness: eagerness.0,
             wake_above: wake_above.0,
             hosts_up_min,
-            spare_host,
+            spare_hosts,
             forecast_ahead_ms: forecast_ahead.0,
             quantile,
             gain_min_micro: gain_min.0,
             vm_cooldown_ms: vm_cooldown.0,
+            return_after_ms: return_after.0,
+            moves_vm_hour_max: vm_hour_max,
+            moves_host_hour_max: host_hour_max,
+            moves_plan_max: plan_max,
             settle_ms: settle.0,
             migrations_at_once_max,
             migration_downtime_max_ms: downtime_max.0,
@@ -295,14 +319,21 @@ impl From<&Policy> for ModelPolicy {
             cold_below: Ratio(policy.cold_below),
             cold_evidence: KOfN { k: policy.cold_evidence_k, n: policy.cold_evidence_n },
             fill_to: Ratio(policy.fill_to),
-            power_saving: policy.power_saving,
+            aim: policy.aim,
+            eagerness: Eagerness(policy.eagerness),
             wake_above: Ratio(policy.wake_above),
             hosts_up_min: policy.hosts_up_min,
-            spare_host: policy.spare_host,
+            spare_hosts: policy.spare_hosts,
             forecast_ahead: Millis(policy.forecast_ahead_ms),
             quantile: policy.quantile,
             gain_min: MicroMoney(policy.gain_min_micro),
             vm_cooldown: Millis(policy.vm_cooldown_ms),
+            return_after: Millis(policy.return_after_ms),
+            moves: MoveLimits {
+                vm_hour_max: policy.moves_vm_hour_max,
+                host_hour_max: policy.moves_host_hour_max,
+                plan_max: policy.moves_plan_max,
+            },
             settle: Millis(policy.settle_ms),
             migrations_at_once_max: policy.migrations_at_once_max,
             migration: MigrationPolicy {

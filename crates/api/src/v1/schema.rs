@@ -27,6 +27,7 @@ macro_rules! word_list {
 }
 
 word_list!(MODES, mode, ["observe", "propose", "act"]);
+word_list!(AIMS, aim, ["balance", "save", "auto"]);
 word_list!(
     SCENARIOS,
     scenario,
@@ -75,7 +76,7 @@ mod tests {
     use drover_model::migration::{Method, Priority};
     use drover_model::network::{Direction, Protocol};
     use drover_model::plan::{Heat, Resource, Scenario};
-    use drover_model::policy::Mode;
+    use drover_model::policy::{Aim, Mode};
     use drover_model::world::HostState;
     use serde::Serialize;
     use serde::de::DeserializeOwned;
@@ -95,6 +96,7 @@ mod tests {
     #[test]
     fn the_schema_lists_exactly_the_words_of_the_model() {
         each_word_is_known::<Mode>(MODES);
+        each_word_is_known::<Aim>(AIMS);
         each_word_is_known::<Scenario>(SCENARIOS);
         each_word_is_known::<Heat>(HEATS);
         each_word_is_known::<Resource>(RESOURCES);

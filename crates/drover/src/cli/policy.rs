@@ -15,7 +15,7 @@ pub enum Verb {
     Show,
     /// Change some keys; KEY= alone brings the default back
     #[command(after_help = "Examples:\n  drover policy set mode=propose\n  \
-        drover policy set power_saving=true hosts_up_min=2 spare_host=true\n  drover policy set hot_above=")]
+        drover policy set aim=auto hosts_up_min=2 spare_hosts=1\n  drover policy set hot_above=")]
     Set {
         #[arg(required = true, value_name = "KEY=VALUE", value_parser = super::values::key_value)]
         changes: Vec<(String, String)>,
@@ -104,9 +104,9 @@ mod tests {
 
     #[test]
     fn values_become_the_json_they_look_like() {
-        let pairs = [("mode", "propose"), ("power_saving", "true"), ("hot_above", "0.9"), ("settle_ms", "")];
+        let pairs = [("mode", "propose"), ("aim", "auto"), ("hot_above", "0.9"), ("settle_ms", "")];
         let changes = pairs.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let expected = json!({"mode": "propose", "power_saving": true, "hot_above": 0.9, "settle_ms": null});
+        let expected = json!({"mode": "propose", "aim": "auto", "hot_above": 0.9, "settle_ms": null});
         assert_eq!(patch(&changes).unwrap(), expected);
         let twice = [("a".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())];
         assert!(patch(&twice).is_err());

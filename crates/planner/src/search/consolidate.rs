@@ -19,7 +19,7 @@ const SLEEP_MARGIN: f64 = 0.9;
 /// Empties the host whose sleep gains most. False, with nothing changed, if none is worth it.
 pub(crate) fn consolidate(draft: &mut Draft<'_, '_>, heat: &[Heat]) -> bool {
     let problem = draft.problem;
-    if !problem.policy().power_saving || !all_known(problem) {
+    if !problem.policy().aim.saves_power() || !all_known(problem) {
         return false;
     }
     let mark = draft.len();
@@ -86,7 +86,7 @@ fn empty(draft: &mut Draft<'_, '_>, host: HostIx) -> Result<(), (Act, Objection)
     if CpuMillis(demand) > room_for {
         return Err((off, Objection::Pool { demand: CpuMillis(demand), room_for }));
     }
-    if problem.policy().spare_host {
+    if problem.policy().spare_hosts > 0 {
         survives_loss(problem, &draft.state).map_err(|why| (off, Objection::SpareHost { why }))?;
     }
     Ok(())

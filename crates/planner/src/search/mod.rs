@@ -12,7 +12,7 @@ use crate::cost::{self, MoveCost};
 use crate::problem::{HostIx, Problem, State, VmIx};
 use crate::rules::Barrier;
 use drover_model::plan::{Action, Objection, Plan, Rejected, Step};
-use drover_model::{MicroMoney, Millis};
+use drover_model::{Bytes, MicroMoney, Millis};
 
 /// One step, by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +136,9 @@ impl<'p, 'w> Draft<'p, 'w> {
                 gain: step.gain,
                 cost: step.cost,
                 duration: step.duration,
+                start: Millis::ZERO,
+                bandwidth: Bytes::ZERO,
+                alternatives: Vec::new(),
             });
         }
         // An alternative that was taken later on did not lose.

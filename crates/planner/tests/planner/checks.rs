@@ -1,9 +1,9 @@
 //! The checker on plans made by hand, one constraint at a time: the least that breaks it, and the most that doesn't.
 
 use crate::cluster::parse;
-use drover_model::plan::{Action, HostPrediction, Plan, Prediction, Scenario, Step};
+use drover_model::plan::{Action, HostPrediction, Plan, Prediction, Scenario, Step, Timing};
 use drover_model::world::World;
-use drover_model::{Generation, MicroMoney, MicroMoneyPerHour, Millis, Ratio};
+use drover_model::{Bytes, Generation, MicroMoney, MicroMoneyPerHour, Millis, Ratio};
 use drover_planner::check;
 use std::collections::BTreeMap;
 
@@ -33,6 +33,9 @@ fn plan(world: &World, steps: &[&str]) -> Plan {
                 gain: MicroMoney::ZERO,
                 cost: MicroMoney::ZERO,
                 duration: Millis::ZERO,
+                start: Millis::ZERO,
+                bandwidth: Bytes::ZERO,
+                alternatives: Vec::new(),
             }
         })
         .collect();
@@ -50,9 +53,11 @@ fn plan(world: &World, steps: &[&str]) -> Plan {
             rate_after: rate,
             moving_cost: MicroMoney::ZERO,
             gain: MicroMoney::ZERO,
+            rate_bound: None,
             hosts: world.hosts.keys().map(|host| (host.clone(), nothing.clone())).collect(),
         },
         rejected: Vec::new(),
+        timing: Timing::default(),
     }
 }
 
@@ -155,7 +160,7 @@ fn a_vm_at_rest_stays_unless_its_host_presses() {
 
 #[test]
 fn any_one_host_can_be_lost_after_a_host_was_switched_off() {
-    let cluster = "policy {\"power_saving\": true, \"spare_host\": true}
+    let cluster = "policy {\"aim\": \"auto\", \"spare_hosts\": 1}
         host h1 cpu=4 mem=4096
         host h2 cpu=4 mem=4096
         host h3 cpu=4 mem=4096 managed
@@ -172,7 +177,7 @@ fn any_one_host_can_be_lost_after_a_host_was_switched_off() {
 fn no_power_is_saved_while_a_host_is_in_trouble() {
     for trouble in ["state=down", "state=suspect", "state=unknown", "drained"] {
         let cluster = format!(
-            "policy {{\"power_saving\": true}}
+            "policy {{\"aim\": \"auto\"}}
              host h1 cpu=4 mem=4096
              host h2 cpu=4 mem=4096 managed
              host h3 cpu=4 mem=4096 {trouble}

@@ -1,7 +1,7 @@
 //! A cluster as text. One object a line, `#` begins a comment:
 //!
 //! ```text
-//! policy {"power_saving": true}         any keys of the policy, as JSON
+//! policy {"aim": "auto"}                any keys of the policy, as JSON
 //! host h1 cpu=4 mem=8192                cores, MiB; then any of:
 //!      state=asleep                     up (default), unknown, suspect, down, asleep, waking, falling-asleep
 //!      drained  managed  dark           in maintenance; drover may switch it; sends no telemetry
@@ -18,7 +18,7 @@
 //! What a host measures is the sum of what its vms do.
 
 use drover_model::inventory::Capacity;
-use drover_model::load::{HostSample, VmSample, Window};
+use drover_model::load::{DailyPattern, HostSample, VmSample, Window};
 use drover_model::policy::Policy;
 use drover_model::world::{HostState, HostView, Movable, VmView, World};
 use drover_model::{Bytes, CpuMillis, Generation, HostId, Millis, Ratio, Revision, TimeMs, VmId};
@@ -58,7 +58,7 @@ pub fn parse(text: &str) -> Cluster {
     }
     let policy: Policy = serde_json::from_value(policy).unwrap();
     policy.check().unwrap();
-    let mut world = World { now: NOW, revision: Revision(7), policy, hosts, vms };
+    let mut world = World { hosts, vms, ..World::empty(NOW, Revision(7), policy) };
     for id in dark.iter().chain(&world.hosts.keys().cloned().collect::<Vec<_>>()) {
         let up = world.hosts[id].state == HostState::Up && !dark.contains(id);
         let load = if up { measured(&world, id) } else { Window::default() };
@@ -125,6 +125,14 @@ fn host(words: &Words<'_>) -> HostView {
         refuses: words.list("refuses"),
         load: Window::default(),
         since: TimeMs(NOW.0 - Millis::secs(words.number("since").unwrap_or(1000.0) as u64).0),
+        rack: None,
+        zone: None,
+        labels: BTreeSet::new(),
+        disk: None,
+        link: None,
+        power: None,
+        power_cycle_price: None,
+        moves_recent: 0,
     }
 }
 
@@ -147,10 +155,18 @@ fn vm(words: &Words<'_>) -> VmView {
         pinned_to: words.list("pin"),
         host: words.get("on").map(|host| host.parse().unwrap()),
         movable,
-        moved: words.get("moved").map(|moved| {
-            let (ago, from) = moved.split_once(':').unwrap();
-            (TimeMs(NOW.0 - Millis::secs(ago.parse().unwrap()).0), from.parse().unwrap())
-        }),
+        left: words
+            .get("moved")
+            .map(|moved| {
+                let (ago, from) = moved.split_once(':').unwrap();
+                (TimeMs(NOW.0 - Millis::secs(ago.parse().unwrap()).0), from.parse().unwrap())
+            })
+            .into_iter()
+            .collect(),
+        pattern: DailyPattern::default(),
+        disk: Bytes::ZERO,
+        pool: None,
+        cpu_reserved: CpuMillis::ZERO,
         load: words.get("load").map_or_else(Window::default, |load| series(load, resident)),
     }
 }

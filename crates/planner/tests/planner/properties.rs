@@ -5,6 +5,7 @@
 
 use crate::cluster::{NOW, parse};
 use drover_model::plan::{Action, Findings, Plan, Step};
+use drover_model::policy::Aim;
 use drover_model::world::{HostState, HostView, VmView, World};
 use drover_model::{Bytes, Generation, HostId, TimeMs};
 use drover_planner::predict::Predictor;
@@ -114,7 +115,8 @@ fn vms(scale: f64) -> impl Strategy<Value = Vec<RandomVm>> {
 fn policy() -> impl Strategy<Value = String> {
     (any::<bool>(), any::<bool>(), prop::sample::select(vec![1, 1, 1, 3]), prop::sample::select(vec![0, 100, 20_000]))
         .prop_map(|(saving, spare, min, gain)| {
-            format!(r#"policy {{"power_saving":{saving},"spare_host":{spare},"hosts_up_min":{min},"gain_min":{gain}}}"#)
+            let (aim, spare) = (if saving { "auto" } else { "balance" }, u32::from(spare));
+            format!(r#"policy {{"aim":"{aim}","spare_hosts":{spare},"hosts_up_min":{min},"gain_min":{gain}}}"#)
         })
 }
 
@@ -305,7 +307,7 @@ fn spoilt(world: &World, plan: &Plan, step: usize) -> Vec<(&'static str, World, 
             spoil("at rest", &|world, _| {
                 let source = world.hosts.get_mut(&from).unwrap();
                 (source.maintenance, source.load) = (false, Default::default());
-                world.vms.get_mut(&vm).unwrap().moved = Some((TimeMs(NOW.0 - 1000), to.clone()));
+                world.vms.get_mut(&vm).unwrap().left = vec![(TimeMs(NOW.0 - 1000), to.clone())];
             });
         }
         Action::PowerOn { host } => {
@@ -317,7 +319,7 @@ fn spoilt(world: &World, plan: &Plan, step: usize) -> Vec<(&'static str, World, 
                 spoil("before the host is empty", &|_, plan| plan.steps[step].after.clear());
             }
             spoil("too few hosts", &|world, _| world.policy.hosts_up_min = world.hosts.len() as u32);
-            spoil("no saving wanted", &|world, _| world.policy.power_saving = false);
+            spoil("no saving wanted", &|world, _| world.policy.aim = Aim::Balance);
             spoil("not for drover to switch", &|world, _| world.hosts.get_mut(&host).unwrap().power_managed = false);
         }
     }

@@ -332,11 +332,11 @@ async fn a_condition_that_no_longer_holds_is_refused() {
 async fn patches_made_at_the_same_time_all_stay() {
     let cluster = Cluster::start().await;
     let operator = cluster.operator();
-    let patches = [json!({"hosts_up_min": 2}), json!({"spare_host": true}), json!({"settle_ms": 7_000})];
+    let patches = [json!({"hosts_up_min": 2}), json!({"spare_hosts": 1}), json!({"settle_ms": 7_000})];
     let patched = futures_util::future::join_all(patches.iter().map(|patch| operator.patch_policy(patch))).await;
     assert!(patched.iter().all(Result::is_ok), "{patched:?}");
     let policy = operator.policy().await.unwrap().value;
-    assert_eq!((policy.hosts_up_min, policy.spare_host, policy.settle_ms), (2, true, 7_000));
+    assert_eq!((policy.hosts_up_min, policy.spare_hosts, policy.settle_ms), (2, 1, 7_000));
 }
 
 #[tokio::test]

@@ -250,7 +250,7 @@ fn power_saving_empties_a_host_and_wakes_it_when_it_is_needed() {
     let mut scene = Scene::new(3);
     let vms: Vec<VmId> = (0..3).map(|n| scene.free_vm(&host_id(n), 0.1)).collect();
     scene.policy(|policy| {
-        policy.power_saving = true;
+        policy.aim = drover_model::policy::Aim::Auto;
         policy.vm_cooldown = MINUTE;
     });
     let asleep = |cluster: &Cluster| (0..3).map(host_id).filter(|host| !cluster.is_on(host)).count();

@@ -12,7 +12,7 @@ use drover_lab::config::HostSize;
 use drover_lab::probe::{GuestLoad, verify_guest};
 use drover_lab::vms::{GuestImage, LabVm, NewVm};
 use drover_model::plan::Scenario;
-use drover_model::policy::{KOfN, Mode, Policy};
+use drover_model::policy::{Aim, KOfN, Mode, Policy};
 use drover_model::world::HostState;
 use drover_model::{HostId, Millis, Ratio};
 use futures_util::future::try_join_all;
@@ -61,7 +61,7 @@ pub fn policy() -> Policy {
         hot_evidence: KOfN { k: 3, n: 5 },
         cold_below: Ratio(0.25),
         cold_evidence: KOfN { k: 8, n: 10 },
-        power_saving: true,
+        aim: Aim::Auto,
         hosts_up_min: 2,
         forecast_ahead: Millis::secs(5),
         quantile: 0.8,
