@@ -4,6 +4,7 @@
 use super::score::{TagRules, VCPU_RATIO, is_offline};
 use anyhow::{Context, Result, ensure};
 use drover_planner::text::ganeti::{Cluster, Instance, Node, Status};
+use std::collections::BTreeMap;
 
 /// The cluster after the moves, each an instance and its new node; an error is the first move hbal would not make.
 pub fn carry_out<'a>(cluster: &Cluster, moves: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Cluster> {
@@ -79,14 +80,11 @@ fn free_mib(node: &Node, cluster: &Cluster) -> (i64, i64) {
 
 /// What fails over to the node from the one other node that would send most.
 fn reserved_mib(node: &Node, cluster: &Cluster) -> i64 {
-    let from = |peer: &Node| -> u64 {
-        let fails_over = |i: &&Instance| {
-            i.secondary.as_ref() == Some(&node.name)
-                && i.auto_balance
-                && !i.forthcoming
-                && i.status != Status::AdminOffline
-        };
-        on(cluster, peer).filter(fails_over).map(|i| i.memory_mib).sum()
-    };
-    cluster.nodes.iter().map(from).max().unwrap_or_default() as i64
+    let mut from: BTreeMap<&str, u64> = BTreeMap::new();
+    for instance in cluster.instances.iter().filter(|i| i.secondary.as_ref() == Some(&node.name)) {
+        if instance.auto_balance && !instance.forthcoming && instance.status != Status::AdminOffline {
+            *from.entry(&instance.primary).or_default() += instance.memory_mib;
+        }
+    }
+    from.values().copied().max().unwrap_or_default() as i64
 }
