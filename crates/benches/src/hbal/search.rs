@@ -21,6 +21,8 @@ const PRICE_RISES_TO: f64 = 2.0;
 const PRICE_FALLS_FINELY_TO: f64 = 0.65;
 /// Times the price is raised once as many are away as may be.
 const ROUNDS: usize = 1;
+/// Up to so many moves, the best of all is looked for each time.
+const STEEPEST_MAX: usize = 32;
 /// Sweeps over all instances at one price, at most: each sweep but the last has found something.
 const SWEEPS_MAX: usize = 4;
 /// Of moves alone, before swaps are looked at.
@@ -56,9 +58,13 @@ pub fn search(problem: &Problem, limits: &Limits) -> Found {
         moved: Vec::new(),
         swapped: Vec::new(),
     };
-    search.price = search.price_at_start();
-    let swaps_from = (search.price * SWAPS_FROM).max(limits.gain_min);
-    search.fall(PRICE_FALLS_TO, swaps_from);
+    if limits.moves_max <= STEEPEST_MAX {
+        search.steepest();
+    } else {
+        search.price = search.best_move().map_or(0.0, |(.., change)| -change.max(-OFFLINE / 2.0)).max(limits.gain_min);
+        let swaps_from = (search.price * SWAPS_FROM).max(limits.gain_min);
+        search.fall(PRICE_FALLS_TO, swaps_from);
+    }
     let mut best = (search.state.score, search.state.node_of.clone());
     let rounds = if search.was_full { ROUNDS } else { 0 };
     for _ in 0..rounds {
@@ -94,16 +100,32 @@ impl Search<'_> {
         self.state.away >= self.limits.moves_max
     }
 
-    /// What the best move gains at the start.
-    fn price_at_start(&mut self) -> f64 {
-        let mut price = self.limits.gain_min;
+    /// The best move of all, again and again: where few may move, each counts.
+    fn steepest(&mut self) {
+        while !self.full() && !self.exhausted() {
+            self.state.refresh();
+            let Some((instance, to, change)) = self.best_move() else { break };
+            if change > -self.limits.gain_min {
+                break;
+            }
+            self.state.apply(instance, to, change);
+            self.price = -change;
+        }
+        self.was_full = self.full();
+    }
+
+    /// Instance, node, and what the score changes.
+    fn best_move(&mut self) -> Option<(usize, usize, f64)> {
+        let mut best: Option<(usize, usize, f64)> = None;
         for instance in 0..self.state.node_of.len() {
             self.promise(instance);
-            if let Some((_, change)) = self.best_node(instance) {
-                price = price.max(-change.max(-OFFLINE / 2.0));
+            if let Some((to, change)) = self.best_node(instance)
+                && best.is_none_or(|(.., least)| change < least)
+            {
+                best = Some((instance, to, change));
             }
         }
-        price
+        best
     }
 
     /// Descends at lower and lower prices, with swaps from `swaps_from` on, until no more may move.
