@@ -11,9 +11,10 @@ const CLUSTER: &str = "drover-bench";
 const FIGURES: &str = "drover-figures";
 const FIGURES_PACKAGE: &str = "drover-benches";
 /// Each bench and the program that has it. Known here, too, so that a wrong name is said before a build of minutes.
-const BENCHES: [(&str, &str); 10] = [
+const BENCHES: [(&str, &str); 11] = [
     ("footprint", CLUSTER),
     ("forecast", FIGURES),
+    ("hbal", FIGURES),
     ("migration", CLUSTER),
     ("migration-faults", CLUSTER),
     ("pingpong", FIGURES),

@@ -4,6 +4,7 @@
 //! bar that is missed is said and is no failure. Exit status 2: an input is not there.
 
 mod forecast;
+mod hbal;
 mod io;
 mod pingpong;
 mod planetlab;
@@ -32,6 +33,8 @@ enum Bench {
     Forecast(forecast::Args),
     /// Whether vms are sent to and fro in a week of noisy load.
     Pingpong(pingpong::Args),
+    /// Ganeti's `hbal` and us on the same clusters, by its own score.
+    Hbal(hbal::Args),
     /// What policies of consolidation make of recorded days: energy, slowness and moves, beside the published ones.
     Planetlab(planetlab::Args),
     /// How far predicted migration times are from real ones, on instances held back.
@@ -61,6 +64,7 @@ fn dispatch(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Forecast(args) => forecast::run(args),
         Bench::Pingpong(args) => pingpong::run(args),
+        Bench::Hbal(args) => hbal::run(args),
         Bench::Planetlab(args) => planetlab::run(args),
         Bench::Prediction(args) => prediction::run(args),
         Bench::Rescheduling(args) => rescheduling::run(args),

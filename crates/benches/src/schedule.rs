@@ -102,16 +102,15 @@ fn row(seed: u64, (emptied, taking, count): (usize, usize, usize)) -> Row {
 /// 1 Gbit/s.
 fn evacuation(seed: u64, emptied: usize, taking: usize, count: usize) -> (Vec<Move>, Links) {
     let mut random = Random(seed);
-    let mut below = |limit| random.below(limit);
     let host = |n: usize| -> HostId { format!("h{n}").parse().expect("a letter and digits are an id") };
     let moves = (0..count)
         .map(|n| Move {
             from: host(n % emptied),
-            to: host(emptied + below(taking as u64) as usize),
+            to: host(emptied + random.below(taking as u64) as usize),
             work: Work {
                 fixed: Millis(400),
-                bytes: Bytes::mib(1024 + below(15 * 1024)),
-                dirtied: Bytes(below(10_000_000)),
+                bytes: Bytes::mib(1024 + random.below(15 * 1024)),
+                dirtied: Bytes(random.below(10_000_000)),
             },
             priority: Priority::Normal,
             after: Vec::new(),
