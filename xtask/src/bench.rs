@@ -11,11 +11,13 @@ const CLUSTER: &str = "drover-bench";
 const FIGURES: &str = "drover-figures";
 const FIGURES_PACKAGE: &str = "drover-benches";
 /// Each bench and the program that has it. Known here, too, so that a wrong name is said before a build of minutes.
-const BENCHES: [(&str, &str); 7] = [
+const BENCHES: [(&str, &str); 9] = [
     ("footprint", CLUSTER),
+    ("forecast", FIGURES),
     ("migration", CLUSTER),
     ("migration-faults", CLUSTER),
     ("pingpong", FIGURES),
+    ("planetlab", FIGURES),
     ("prediction", FIGURES),
     ("scale", FIGURES),
     ("schedule", FIGURES),

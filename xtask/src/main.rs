@@ -25,13 +25,14 @@ usage: cargo xtask <command>
   bench NAME [ARGS]
                setup, build, and measure; NAME is footprint (what server and agents cost at rest),
                migration (what clients see while a vm moves, beside stock QEMU),
-               migration-faults (everything killed in each phase of a migration), prediction (predicted
-               against real migration times), pingpong (whether vms are sent to and fro in a week of noisy
-               load), scale (what a round costs as clusters grow) or schedule (many migrations against
-               their bound); ARGS go to it (--json FILE; footprint: --seconds N; migration: --workload, --link, --side,
-               --rounds N; migration-faults: --cell VICTIM/PHASE, --logs
-               DIR; prediction: --input CSV; pingpong, schedule: --seed N;
-               scale: --size NAME, --rounds N)
+               migration-faults (everything killed in each phase of a migration), forecast (whether
+               forecasts' intervals hold what comes, on recorded days), pingpong (whether vms are sent to
+               and fro in a week of noisy load), planetlab (policies of consolidation on recorded days),
+               prediction (predicted against real migration times), scale (what a round costs as clusters
+               grow) or schedule (many migrations against their bound); ARGS go to it (--json FILE;
+               footprint: --seconds N; migration: --workload, --link, --side, --rounds N;
+               migration-faults: --cell VICTIM/PHASE, --logs DIR; forecast, planetlab: --input PATH...;
+               prediction: --input CSV; pingpong, schedule: --seed N; scale: --size NAME, --rounds N)
   test         setup, then every check and every test
   tidy         check the rules of the code base that the compiler does not check
   guest-image  build the image that the demo's and the tests' vms run, into target/guest/

@@ -22,6 +22,7 @@ mod error_chain;
 mod identity;
 mod link;
 mod net;
+mod send_queue;
 mod startup;
 mod telemetry;
 mod tool;

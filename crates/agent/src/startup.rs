@@ -4,6 +4,7 @@ use crate::cgroup::{CgroupError, Hierarchy, HostGroup};
 use crate::config::AgentConfig;
 use crate::error_chain::chain;
 use crate::net::{Net, NetConfig, NetError};
+use crate::send_queue;
 use crate::tool::{Tool, ToolError};
 use crate::vms::Host;
 use drover_model::inventory::{Accelerator, Capacity, HostFacts, MigrationFeature};
@@ -91,6 +92,9 @@ pub async fn check(config: AgentConfig) -> Result<Checked, StartupError> {
         if !net.is_bridge(bridge).await {
             return Err(StartupError::NoBridge { network: network.to_string(), bridge: bridge.clone() });
         }
+    }
+    if let Err(error) = send_queue::shorten() {
+        tracing::warn!(%error, "guests wait longer for their memory after a post-copy: the send queues stay as long as they are");
     }
     let (accel, accelerator_why) = probe_accelerator().await;
     tracing::info!(%accel, why = accelerator_why, qemu = qemu_version, "accelerator");

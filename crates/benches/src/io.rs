@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Benches do not pretend: what is not there is not measured.
 #[derive(Debug, thiserror::Error)]
 #[error("the input {} is not there: give the file with --input", .0.display())]
-pub struct Absent(PathBuf);
+pub struct Absent(pub PathBuf);
 
 /// The file's bytes, or [`Absent`].
 pub fn read(path: &Path) -> Result<Vec<u8>> {

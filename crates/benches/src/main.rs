@@ -3,8 +3,10 @@
 //! `drover-figures NAME` prints a table and writes the figures as JSON. What a bench measures stands in its module; a
 //! bar that is missed is said and is no failure. Exit status 2: an input is not there.
 
+mod forecast;
 mod io;
 mod pingpong;
+mod planetlab;
 mod prediction;
 mod random;
 mod scale;
@@ -25,8 +27,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    /// Whether forecasts' intervals hold what comes, on recorded days.
+    Forecast(forecast::Args),
     /// Whether vms are sent to and fro in a week of noisy load.
     Pingpong(pingpong::Args),
+    /// What policies of consolidation make of recorded days: energy, slowness and moves, beside the published ones.
+    Planetlab(planetlab::Args),
     /// How far predicted migration times are from real ones, on instances held back.
     Prediction(prediction::Args),
     /// What a round costs as clusters grow.
@@ -50,7 +56,9 @@ fn main() -> ExitCode {
 
 fn dispatch(bench: &Bench) -> Result<()> {
     match bench {
+        Bench::Forecast(args) => forecast::run(args),
         Bench::Pingpong(args) => pingpong::run(args),
+        Bench::Planetlab(args) => planetlab::run(args),
         Bench::Prediction(args) => prediction::run(args),
         Bench::Scale(args) => scale::run(args),
         Bench::Schedule(args) => schedule::run(args),

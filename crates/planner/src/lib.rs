@@ -9,6 +9,7 @@
 //!               └── problem, forecast ─┤
 //!                                      └── search: repair, evacuate, relieve, exchange, wake, consolidate, improve
 //! ```
+//! `forecast` says what load to expect, `pattern` learns what each time of day brings.
 //! `predict` says what each move takes and learns from reports; `schedule` plans many at once. Both serve `control`, too.
 //! `checker` uses nothing of the other modules, and none of them uses it.
 

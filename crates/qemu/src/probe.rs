@@ -80,8 +80,8 @@ async fn abilities_of(binary: &Path) -> Result<Abilities, ProbeError> {
     let questions = [
         ("qmp_capabilities", Value::Null),
         // A QEMU that waits for a migration accepts this only if it could register memory with userfaultfd.
-        ("migrate-set-capabilities", capability("postcopy-ram")),
-        ("migrate-set-capabilities", json!({ "capabilities": [{ "capability": "postcopy-ram", "state": false }] })),
+        ("migrate-set-capabilities", json!({ "capabilities": post_copy(true) })),
+        ("migrate-set-capabilities", json!({ "capabilities": post_copy(false) })),
         ("migrate-set-capabilities", capability("multifd")),
         ("migrate-set-parameters", json!({ "multifd-compression": "zstd" })),
         ("qom-list-types", json!({ "implements": "tls-creds" })),
@@ -118,6 +118,15 @@ async fn abilities_of(binary: &Path) -> Result<Abilities, ProbeError> {
         return Err(unclear(format!("it ended after {} answers", answers.len())));
     }
     Ok(abilities_from(&answers))
+}
+
+/// What drover's post-copy needs: QEMU 7.1 is the first to have both.
+fn post_copy(state: bool) -> Value {
+    let mut names = ["postcopy-ram", "postcopy-preempt"];
+    if !state {
+        names.reverse();
+    }
+    names.map(|name| json!({ "capability": name, "state": state })).into_iter().collect()
 }
 
 /// The answers in the order of the questions: what was returned, or `None` for a refusal. Events and the greeting are none.

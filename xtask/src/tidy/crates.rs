@@ -19,7 +19,7 @@ const MAY_LOOK_AT: [(&str, &[&str]); 13] = [
     ("drover", &["drover-model", "drover-api", "drover-agent", "drover-server", "drover-sim"]),
     // Its demo shows the same live screen as `drover top`; its bench drives a QEMU of its own to compare with.
     ("drover-lab", &["drover-model", "drover-api", "drover-qemu", "drover"]),
-    ("drover-benches", &["drover-model", "drover-planner"]),
+    ("drover-benches", &["drover-model", "drover-planner", "drover-sim"]),
     ("guest-load", &[]),
     ("xtask", &[]),
 ];

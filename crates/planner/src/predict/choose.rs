@@ -13,6 +13,8 @@ const ONE_CHANNEL_TLS: Bytes = Bytes(450_000_000);
 /// What one thread compresses per second. Compression helps while the link is slower than all threads together.
 const ONE_CHANNEL_ZSTD: Bytes = Bytes(120_000_000);
 const CHANNELS_MAX: u64 = 8;
+/// A guest is taken for as calm as it was until it is measured to write this many times more.
+const CALM_UP_TO: f64 = 1.5;
 /// Compression takes processor time from the guests: what it saves must be worth it.
 const COMPRESSED_BELOW: f64 = 0.8;
 
@@ -159,7 +161,9 @@ impl Predictor {
         }
         // What was written within the span of a measurement may be written again at any speed: the rounds may never leave less.
         let hot = self.corrected(features, allowed.downtime_max, strategy).writing.map_or(Bytes::ZERO, |w| w.hot);
-        if features.writing.is_some() && hot > link.scale(allowed.downtime_max.as_secs()) {
+        let measured = features.writing.map_or(Bytes::ZERO, |w| w.hot);
+        let known_calm = self.lessons.calm_at(&features.vm).is_some_and(|calm| measured <= calm.scale(CALM_UP_TO));
+        if features.writing.is_some() && !known_calm && hot > link.scale(allowed.downtime_max.as_secs()) {
             return Some(format!(
                 "it writes {hot} again and again, more than a link of {link} a second carries in {}",
                 allowed.downtime_max

@@ -16,6 +16,8 @@ const OBSERVATIONS_MAX: usize = 512;
 const NEWEST: usize = 24;
 /// Of a link, only so many.
 const NEWEST_OF_LINK: usize = 5;
+/// Of a vm, only so many show that it is calm.
+const NEWEST_OF_VM: usize = 8;
 /// A group of fewer says nothing of its own spread.
 const SPREAD_FROM: usize = 3;
 /// Moves are never more alike than this (natural logarithm).
@@ -101,6 +103,8 @@ pub(super) struct Observation {
     pub returning: bool,
     /// What the link showed itself to carry, per second, if it was the link that set the pace.
     pub carried: Option<Bytes>,
+    /// What was measured as written again and again, of a pre-copy that ended early and within its downtime all the same.
+    pub calm_at: Option<Bytes>,
 }
 
 /// What there is to correct with, and how far off it may still be.
@@ -160,6 +164,12 @@ impl Lessons {
 
     pub fn knows(&self, vm: &VmId) -> bool {
         self.observations.iter().any(|observation| observation.vm == *vm)
+    }
+
+    /// The most that was measured as written again and again before one of the vm's last pre-copies that gave no trouble.
+    pub fn calm_at(&self, vm: &VmId) -> Option<Bytes> {
+        let own = self.observations.iter().rev().filter(|observation| observation.vm == *vm);
+        own.take(NEWEST_OF_VM).filter_map(|observation| observation.calm_at).max()
     }
 
     pub fn pairs(&self) -> impl Iterator<Item = &(HostId, HostId)> {
@@ -307,6 +317,7 @@ mod tests {
             forecast: missed,
             returning: false,
             carried: None,
+            calm_at: None,
         }
     }
 

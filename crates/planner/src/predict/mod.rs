@@ -17,7 +17,7 @@ pub use choose::{Allowed, Choice};
 pub use physics::goodput;
 
 use drover_model::migration::{
-    Basis, Interval, MigrationPhase, MigrationRecord, MigrationReport, Prediction, Strategy, Writing,
+    Basis, Interval, Method, MigrationPhase, MigrationRecord, MigrationReport, Prediction, Strategy, Writing,
 };
 use drover_model::world::{VmView, World};
 use drover_model::{Bytes, HostId, Millis, VmId};
@@ -35,6 +35,8 @@ const RESIDENT_SAMPLES: usize = 5;
 const LINK_FULL_BELOW: f64 = 0.9;
 /// A move of less than this ends before a link's speed shows.
 const TELLING_MIN: Bytes = Bytes::mib(32);
+/// A pre-copy gave no trouble if it sent no more than this share of the memory in use.
+const CALM_SENT_MAX: f64 = 1.3;
 /// Writing less than this per second is idling, and one idle guest is like another.
 const IDLE: Bytes = Bytes(64 << 10);
 
@@ -222,7 +224,15 @@ fn observation(record: &MigrationRecord) -> Option<Observation> {
     (forecast[Figure::Total as usize], forecast[Figure::Downtime as usize], forecast[Figure::Transferred as usize]) =
         outcome(expected.0.0 as f64, expected.1.0 as f64, expected.2.0 as f64);
     let pair = (record.from.clone(), record.to.clone());
-    Some(Observation { vm: record.vm.clone(), pair, class, missed, forecast, returning: false, carried })
+    let calm_at = calm_at(&basis, record, &report);
+    Some(Observation { vm: record.vm.clone(), pair, class, missed, forecast, returning: false, carried, calm_at })
+}
+
+/// A guest that writes much in the measured second, and not at any moment of it, is no trouble to pre-copy.
+fn calm_at(basis: &Basis, record: &MigrationRecord, report: &MigrationReport) -> Option<Bytes> {
+    let early = report.transferred.0 as f64 <= CALM_SENT_MAX * report.in_use.0 as f64;
+    let calm = record.strategy.method == Method::PreCopy && early && report.downtime <= basis.downtime_max;
+    basis.writing.filter(|_| calm).map(|writing| writing.hot)
 }
 
 /// What the guest wrote during the first round against what it was expected to.

@@ -99,6 +99,8 @@ impl Strategy {
             ("return-path", false),
             ("multifd", self.has_channels()),
             ("postcopy-ram", self.method == Method::PostCopy),
+            // Requested pages have a connection of their own, past what waits to be sent.
+            ("postcopy-preempt", self.method == Method::PostCopy),
             ("xbzrle", false),
             ("auto-converge", self.throttle_max() > 0),
         ];

@@ -8,6 +8,7 @@ use drover_qemu::migration::{
 use std::future::pending;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
+use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -110,14 +111,23 @@ pub async fn cuttable_link(incoming: &Incoming) -> (SocketAddr, oneshot::Sender<
     let (address, to) = (listener.local_addr().unwrap(), SocketAddr::new(LOOPBACK, incoming.port()));
     let (cut, when) = oneshot::channel::<()>();
     let link = tokio::spawn(async move {
-        let (mut from, _) = listener.accept().await.unwrap();
-        let mut to = TcpStream::connect(to).await.unwrap();
+        // A post-copy has two connections: one is for pages that the guest waits for.
+        let (mut first, mut second) = (pass(&listener, to).await, pass(&listener, to).await);
         tokio::select! {
-            _ = tokio::io::copy_bidirectional(&mut from, &mut to) => panic!("an end closed before the link was cut"),
+            _ = copy_bidirectional(&mut first.0, &mut first.1) => panic!("an end closed before the link was cut"),
+            _ = copy_bidirectional(&mut second.0, &mut second.1) => panic!("an end closed before the link was cut"),
             _ = when => {}
         }
-        from.set_zero_linger().unwrap();
-        to.set_zero_linger().unwrap();
+        for (from, to) in [first, second] {
+            from.set_zero_linger().unwrap();
+            to.set_zero_linger().unwrap();
+        }
     });
     (address, cut, link)
+}
+
+/// The next connection, and the one it is passed on to.
+async fn pass(listener: &tokio::net::TcpListener, to: SocketAddr) -> (TcpStream, TcpStream) {
+    let (from, _) = listener.accept().await.unwrap();
+    (from, TcpStream::connect(to).await.unwrap())
 }

@@ -358,7 +358,7 @@ impl<'r> Replay<'r> {
         let money = &self.world.policy.money;
         let price = |per_unit: MicroMoney, units: f64| MicroMoney((per_unit.0 as f64 * units).round() as i64);
         let report = &mut self.report;
-        report.span = report.span + span;
+        report.span += span;
         report.energy_kwh += watts / 1000.0 * hours;
         report.wanted_core_h += wanted * hours;
         report.missed_core_h += missed * hours;
