@@ -18,6 +18,7 @@ mod bound;
 mod checker;
 mod cost;
 mod detect;
+pub mod explain;
 pub mod forecast;
 pub mod pattern;
 mod place;

@@ -121,7 +121,7 @@ fn decide(draft: &mut Draft<'_, '_>, findings: &Findings, heat: &[Heat]) {
 }
 
 /// Takes back what was done since `mark`, the last first, until no host that could be lost before can't be lost any more.
-fn keep_spare(draft: &mut Draft<'_, '_>, mark: usize, before: &[(usize, usize)]) {
+fn keep_spare(draft: &mut Draft<'_, '_>, mark: usize, before: &[spare::Loss]) {
     let mut kept = draft.len() - mark;
     while kept > 0 && spare::worse(draft.problem, &draft.state, before).is_some() {
         kept = if kept > SPARE_CHECKS_MAX { kept / 2 } else { kept - 1 };

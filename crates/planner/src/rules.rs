@@ -2,7 +2,6 @@
 //! [`Objection`]s for people at the end.
 
 use crate::problem::{HostIx, Kind, Problem, RuleIx, State, Sums, VmIx};
-use drover_model::placement::Scope;
 use drover_model::plan::Objection;
 use drover_model::world::{HostState, Movable};
 use drover_model::{Bytes, CpuMillis, Millis, Ratio};
@@ -200,7 +199,7 @@ fn broken_by(
         let met = state.counted(rule, there) - u32::from(gone);
         let broken = match row.kind {
             Kind::Apart => met > 0,
-            Kind::Together if joining && row.scope == Scope::Host => false,
+            Kind::Together if joining => false,
             Kind::Together => {
                 let others = state.spread(rule).iter().map(|(_, count)| count).sum::<u32>()
                     - u32::from(here.is_some())
@@ -209,9 +208,8 @@ fn broken_by(
                 met != others && (left_behind == others || met <= left_behind)
             }
             Kind::HostsMax(most) => {
-                let used = state.spread(rule).len() as u32;
-                let vacated = here.is_some_and(|here| state.counted(rule, here) == 1);
-                met == 0 && used + 1 - u32::from(vacated) > most.max(used)
+                // While it moves it counts on both hosts.
+                met == 0 && state.spread(rule).len() as u32 + 1 > most
             }
             Kind::Only | Kind::Never => false,
         };
@@ -271,7 +269,7 @@ pub(crate) fn fits(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx,
         && not_beside(problem, state, vm, host, None).is_none()
 }
 
-/// As [`fits`], for one of several vms that must be on one host and go there together.
+/// As [`fits`], for one of several vms that must be together, and go there together.
 pub(crate) fn fits_joining(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx, room: Room) -> bool {
     let (sums, row) = (state.sums[host].with(&problem.vms[vm].wants), &problem.hosts[host]);
     state.open[host]

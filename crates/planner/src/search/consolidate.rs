@@ -113,6 +113,40 @@ fn pays_since(draft: &Draft<'_, '_>, mark: usize) -> bool {
     cost::pays(draft.problem, draft.saved_since(mark), draft.cost_since(mark))
 }
 
+/// What stands against a host's sleep.
+pub(crate) struct Sleep {
+    pub rules: Vec<Objection>,
+    /// Vms that could go nowhere, and why.
+    pub stuck: Vec<(VmIx, Objection)>,
+    /// Within the horizon, if nothing is stuck.
+    pub saved: MicroMoney,
+    pub cost: MicroMoney,
+    pub pays: bool,
+}
+
+/// Tries to empty the host whatever it gains. The draft is left as it was.
+pub(crate) fn sleep_of(draft: &mut Draft<'_, '_>, host: HostIx) -> Sleep {
+    let problem = draft.problem;
+    let mark = draft.len();
+    let mut rules: Vec<Objection> =
+        Pool::new(draft).without(problem, host).err().map(|(_, objection)| objection).into_iter().collect();
+    let mut stuck = Vec::new();
+    for vm in draft.state.on[host].clone() {
+        match receiver(draft, vm, host) {
+            Ok(to) => draft.migrate(vm, to, Reason::Emptied { from: host, used: Ratio(0.0), to }),
+            Err((_, objection)) => stuck.push((vm, objection)),
+        }
+    }
+    draft.power_off(host);
+    if let Some(why) = spare::worse(problem, &draft.state, &[]) {
+        rules.push(Objection::SpareHost { why });
+    }
+    let (saved, cost) = (draft.saved_since(mark), draft.cost_since(mark));
+    let pays = cost::pays(problem, saved, cost);
+    draft.roll_back(mark);
+    Sleep { rules, stuck, saved: saved.surely(problem), cost, pays }
+}
+
 /// What must be left when hosts are switched off, kept as it changes.
 struct Pool {
     demand: u64,
@@ -199,8 +233,10 @@ fn empty(draft: &mut Draft<'_, '_>, pool: &mut Pool, host: HostIx) -> Result<(),
         if draft.state.at[vm] != Some(host) {
             continue;
         }
-        if !problem.placement.inseparable(vm).is_empty()
-            && evacuate::together(draft, vm, host, Room::filled(problem), reason)
+        let bound = problem.placement.inseparable(vm);
+        if !bound.is_empty()
+            && bound.iter().all(|vm| rules::rests(problem, *vm).is_none())
+            && evacuate::together(draft, vm, Room::filled(problem), reason)
         {
             continue;
         }

@@ -2,7 +2,7 @@
 
 use super::{Act, Draft, Reason, Seek};
 use crate::cost;
-use crate::problem::{HostIx, VmIx};
+use crate::problem::{HostIx, Kind, RuleIx, VmIx};
 use crate::rules::{self, Room};
 use std::cmp::Reverse;
 
@@ -17,6 +17,9 @@ pub(crate) enum Pressure {
 
 /// Hosts whose objections to one vm are noted.
 const NOTED_MAX: usize = 32;
+
+/// Hosts, racks or zones tried for vms that must stay together.
+const GOALS_MAX: usize = 16;
 
 /// Moves every vm of every drained host that has a place to go; largest first.
 pub(crate) fn evacuate(draft: &mut Draft<'_, '_>, pressure: Pressure) {
@@ -47,8 +50,8 @@ fn evacuate_vm(draft: &mut Draft<'_, '_>, vm: VmIx, from: HostIx, pressure: Pres
     note_barriers(draft, vm, from, found, Room::pressed(problem, last_resort));
     if let Some(to) = found {
         draft.migrate(vm, to, Reason::Drained { from, to });
-    } else if !problem.placement.inseparable(vm).is_empty() {
-        together(draft, vm, from, Room::pressed(problem, false), |to| Reason::Drained { from, to });
+    } else {
+        together(draft, vm, Room::pressed(problem, false), |to| Reason::Drained { from, to });
     }
 }
 
@@ -83,33 +86,46 @@ pub(crate) fn note_barriers(draft: &mut Draft<'_, '_>, vm: VmIx, from: HostIx, f
     }
 }
 
-/// Moves all vms that must be on one host with this one to another host; false, with nothing changed, if none has room.
-pub(crate) fn together(
-    draft: &mut Draft<'_, '_>,
-    vm: VmIx,
-    from: HostIx,
-    room: Room,
-    reason: impl Fn(HostIx) -> Reason,
-) -> bool {
-    let problem = draft.problem;
-    let on_it = |vm: &&VmIx| draft.state.at[**vm] == Some(from);
-    let vms: Vec<VmIx> = problem.placement.inseparable(vm).iter().filter(on_it).copied().collect();
-    if vms.is_empty() || vms.iter().any(|vm| rules::not_movable(problem, *vm).is_some()) {
+/// Moves all vms that must be together with this one to another host, rack or zone; false, with nothing changed, if none
+/// has room.
+pub(crate) fn together(draft: &mut Draft<'_, '_>, vm: VmIx, room: Room, reason: impl Fn(HostIx) -> Reason) -> bool {
+    let (problem, placement) = (draft.problem, &draft.problem.placement);
+    let binds = |rule: &RuleIx| placement.rules[*rule].kind == Kind::Together;
+    let Some(rule) = placement.counted(vm).iter().copied().find(binds) else { return false };
+    let scope = placement.rules[rule].scope;
+    let vms: Vec<VmIx> =
+        placement.rules[rule].members.iter().copied().filter(|vm| draft.state.at[*vm].is_some()).collect();
+    let leaves = |vm: &VmIx| {
+        let lit = draft.state.at[*vm].is_some_and(|host| draft.lit(host));
+        lit && rules::not_movable(problem, *vm).is_none()
+    };
+    if !vms.iter().all(leaves) {
         return false;
     }
+    let here = draft.state.at[vm].map(|host| placement.domain(scope, host));
+    let joins = |draft: &Draft<'_, '_>, vm: VmIx, to: HostIx| rules::fits_joining(problem, &draft.state, vm, to, room);
+    let mut goals: Vec<usize> = Vec::new();
+    for to in (0..problem.hosts.len()).filter(|to| Some(placement.domain(scope, *to)) != here && joins(draft, vm, *to))
+    {
+        let goal = placement.domain(scope, to);
+        if !goals.contains(&goal) && goals.len() < GOALS_MAX {
+            goals.push(goal);
+        }
+    }
+    draft.spend(problem.hosts.len());
     let mark = draft.len();
-    let mut hosts: Vec<HostIx> = (0..problem.hosts.len()).filter(|to| *to != from && draft.state.open[*to]).collect();
-    hosts.sort_by_key(|to| (problem.fullness(*to, &draft.state.sums[*to]), *to));
-    draft.spend(hosts.len());
-    for to in hosts {
+    for goal in goals {
         let all = vms.iter().all(|vm| {
-            let fits = draft.may_move() && rules::fits_joining(problem, &draft.state, *vm, to, room);
-            if fits {
+            let inside = (0..problem.hosts.len()).filter(|to| placement.domain(scope, *to) == goal);
+            let open = inside.filter(|to| draft.state.at[*vm] != Some(*to) && joins(draft, *vm, *to));
+            let best = open.min_by_key(|to| (problem.fullness(*to, &draft.state.sums[*to]), *to));
+            if let Some(to) = best.filter(|_| draft.may_move()) {
                 draft.migrate(*vm, to, reason(to));
             }
-            fits
+            best.is_some()
         });
-        if all {
+        let bound = |vm: &VmIx| placement.counted(*vm).iter().filter(|rule| binds(rule));
+        if all && vms.iter().flat_map(bound).all(|rule| !super::repair::is_broken(problem, &draft.state, *rule)) {
             return true;
         }
         draft.roll_back(mark);

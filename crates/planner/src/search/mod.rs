@@ -131,6 +131,12 @@ impl<'p, 'w> Draft<'p, 'w> {
         (0..self.problem.hosts.len()).filter(on).collect()
     }
 
+    /// Whether vms can be moved off the host: it is up, and what is known of its load is enough, or somebody drains it.
+    pub fn lit(&self, host: HostIx) -> bool {
+        let row = &self.problem.hosts[host];
+        is_up(self.problem, host) && (row.load_known || row.view.maintenance)
+    }
+
     /// Whether a further vm may move at all.
     pub fn may_move(&self) -> bool {
         let most = self.problem.policy().moves.plan_max as usize;

@@ -1,7 +1,7 @@
 //! Repair of what is not as rules want it: a vm where it may not be, a rule among vms that is broken, a host that has
 //! promised more than it has. Like a drained host it presses, whatever it costs.
 
-use super::evacuate::{note_barriers, place};
+use super::evacuate::{note_barriers, place, together};
 use super::{Draft, Reason};
 use crate::problem::{HostIx, Kind, Problem, RuleIx, State, VmIx};
 use crate::rules::{self, Room};
@@ -94,7 +94,9 @@ pub(crate) fn repair(draft: &mut Draft<'_, '_>) {
         }
         match broken {
             Broken::Misplaced { vm } => {
-                leave(draft, vm, |to| Reason::Pinned { to }, |_| true);
+                if !leave(draft, vm, |to| Reason::Pinned { to }, |_| true) {
+                    together(draft, vm, Room::pressed(draft.problem, false), |to| Reason::Pinned { to });
+                }
             }
             Broken::Rule { rule } => mend(draft, rule),
             Broken::Overcommitted { host } => unload(draft, host),
@@ -164,9 +166,7 @@ fn leave(
 ) -> bool {
     let problem = draft.problem;
     let Some(from) = draft.state.at[vm] else { return false };
-    let row = &problem.hosts[from];
-    let dark = !row.load_known && !row.view.maintenance;
-    if row.view.state != HostState::Up || dark || rules::not_movable(problem, vm).is_some() || !draft.may_move() {
+    if !draft.lit(from) || rules::not_movable(problem, vm).is_some() || !draft.may_move() {
         return false;
     }
     let found = place(draft, vm, true, wanted);

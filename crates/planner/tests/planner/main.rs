@@ -2,6 +2,7 @@
 
 mod checks;
 mod cluster;
+mod explain;
 mod predict;
 mod properties;
 

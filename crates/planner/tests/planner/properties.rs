@@ -4,10 +4,11 @@
 //! The seed is fixed, so that everybody runs the same clusters; `PROPTEST_RNG_SEED=N PROPTEST_CASES=N` run others.
 
 use crate::cluster::{NOW, parse};
+use drover_model::placement::{HostSet, PlacementRule, RuleKind, Scope};
 use drover_model::plan::{Action, Findings, Plan, Step};
 use drover_model::policy::Aim;
 use drover_model::world::{HostState, HostView, VmView, World};
-use drover_model::{Bytes, Generation, HostId, TimeMs};
+use drover_model::{Bytes, CpuMillis, Generation, HostId, TimeMs, VmId};
 use drover_planner::predict::Predictor;
 use drover_planner::{Refusal, apply, check, detect, place, plan};
 use proptest::prelude::*;
@@ -166,8 +167,69 @@ fn planned(world: &World) -> Plan {
     plan(world, &detect(world), &Predictor::new())
 }
 
+/// Attributes of hosts and vms, and rules among them, that the text has no words for; from what `dice` say. Rules may be
+/// broken from the beginning.
+fn constrained(text: &str, dice: &[u8]) -> World {
+    let mut world = parse(text).world;
+    let mut dice = dice.iter().copied().cycle();
+    let mut roll = |sides: u8| dice.next().unwrap_or(0) % sides;
+    for host in world.hosts.values_mut() {
+        host.rack = [None, Some("r1"), Some("r2"), Some("r3")][usize::from(roll(4))].map(|rack| rack.parse().unwrap());
+        host.zone = [None, Some("z1")][usize::from(roll(2))].map(|zone| zone.parse().unwrap());
+        host.disk = (roll(3) == 0).then(|| Bytes::mib(100 * u64::from(roll(8))));
+        host.link = (roll(3) == 0).then(|| Bytes::mib(20 + 20 * u64::from(roll(8))));
+        host.moves_recent = u32::from(roll(4));
+    }
+    let hosts: Vec<HostId> = world.hosts.keys().cloned().collect();
+    let names: Vec<VmId> = world.vms.keys().cloned().collect();
+    for vm in world.vms.values_mut() {
+        vm.disk = Bytes::mib(100 * u64::from(roll(3)));
+        vm.cpu_reserved = CpuMillis(100 * u64::from(roll(4)));
+        if roll(6) == 0 {
+            vm.left = vec![(TimeMs(NOW.0 - 1_000_000), hosts[usize::from(roll(8)) % hosts.len()].clone())];
+        }
+    }
+    world.policy.moves.host_hour_max = [0, 5, 60][usize::from(roll(3))];
+    world.policy.moves.plan_max = [0, 0, 3][usize::from(roll(3))];
+    for n in 0..if names.is_empty() { 0 } else { roll(5) } {
+        let within = [Scope::Host, Scope::Rack, Scope::Zone][usize::from(roll(3))];
+        let set = || HostSet { racks: ["r1".parse().unwrap(), "r2".parse().unwrap()].into(), ..HostSet::default() };
+        let kind = match roll(5) {
+            0 => RuleKind::Apart { within },
+            1 => RuleKind::Together { within },
+            2 => RuleKind::On { hosts: set() },
+            3 => RuleKind::NotOn { hosts: set() },
+            _ => RuleKind::HostsMax { count: 2 },
+        };
+        let vms = (0..2 + roll(2)).map(|_| names[usize::from(roll(64)) % names.len()].clone()).collect();
+        world.rules.push(PlacementRule { id: format!("rule-{n}").parse().unwrap(), vms, kind });
+    }
+    world
+}
+
+/// The world's rules and limits, to follow a failure by.
+fn told(world: &World) -> String {
+    let host = |(id, host): (&HostId, &HostView)| {
+        format!("{id} {:?} {:?} {:?} {:?}\n", host.rack, host.zone, host.disk, host.link)
+    };
+    let vm = |(id, vm): (&VmId, &VmView)| format!("{id} {:?} {:?} {:?}\n", vm.disk, vm.cpu_reserved, vm.left);
+    let rules: String = world.rules.iter().map(|rule| format!("{rule:?}\n")).collect();
+    world.hosts.iter().map(host).chain(world.vms.iter().map(vm)).chain([rules]).collect()
+}
+
 proptest! {
     #![proptest_config(config())]
+
+    #[test]
+    fn no_constraint_is_broken_by_any_plan(text in clusters(), dice in prop::collection::vec(any::<u8>(), 64..256)) {
+        let world = constrained(&text, &dice);
+        let plan = planned(&world);
+        let violations: Vec<String> = check(&world, &plan).iter().map(ToString::to_string).collect();
+        prop_assert!(violations.is_empty(), "{}\n{text}\n{}{}", violations.join("\n"), told(&world), steps(&plan));
+        let bound = plan.predicted.rate_bound.unwrap();
+        prop_assert!(bound <= plan.predicted.rate_after, "{bound} is no bound of {}\n{text}", plan.predicted.rate_after);
+        prop_assert!(bound <= plan.predicted.rate_before, "{bound} is no bound of {}\n{text}", plan.predicted.rate_before);
+    }
 
     #[test]
     fn the_checker_finds_nothing_wrong_with_any_plan(text in clusters()) {
