@@ -12,7 +12,7 @@ pub(crate) use placement::{Kind, Placement, RuleIx};
 pub(crate) use state::State;
 
 use crate::cost::MoveCost;
-use crate::forecast::{host_memory, normal_quantile, stale_after, vm_demand};
+use crate::forecast::{Total, host_memory, normal_quantile, stale_after, vm_demand};
 use crate::predict::Predictor;
 use drover_model::load::{HostSample, VmSample};
 use drover_model::plan::{Findings, Heat};
@@ -246,18 +246,17 @@ impl<'w> Problem<'w> {
     /// How full the host may become by this plan's sleep and still not be woken for: demand of all vms on hosts that are
     /// up and known, `ahead` from now, at the quantile.
     pub fn demand_ahead(&self, ahead: Millis) -> u64 {
-        let mut sums = Sums::default();
+        let mut pool = Total::default();
         for vm in &self.vms {
             let known = |host: HostIx| self.hosts[host].load_known;
             if !vm.measured || vm.samples == 0 || !vm.host.is_some_and(known) {
                 continue;
             }
             if let Some(f) = vm_demand(self.world, vm.view, ahead) {
-                sums.mean += f.mean;
-                sums.variance += f.variance;
+                pool.add(&f);
             }
         }
-        self.at_quantile(&sums)
+        pool.at_quantile(self.sigmas)
     }
 }
 

@@ -43,6 +43,9 @@ pub struct Args {
     /// Only this one: 100, 1000, rules or 10000. Can be given several times.
     #[arg(long = "size", value_name = "SIZE")]
     sizes: Vec<String>,
+    /// Hosts that may be lost with room kept for their vms, instead of what each size has.
+    #[arg(long, value_name = "N")]
+    spare_hosts: Option<u32>,
     /// Rounds measured of each; the median counts.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -61,6 +64,7 @@ struct Row {
     hosts: usize,
     vms: usize,
     rules: usize,
+    spare_hosts: u32,
     overloaded: usize,
     load_in: Spread,
     /// Of the demand of every vm, alone; detection and planning make it each for themselves.
@@ -118,7 +122,8 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn row(args: &Args, (name, size, spare_hosts, bar_s): &(&'static str, Size, u32, Option<f64>)) -> Row {
-    let policy = Policy { spare_hosts: *spare_hosts, ..Policy::default() };
+    let spare_hosts = args.spare_hosts.unwrap_or(*spare_hosts);
+    let policy = Policy { spare_hosts, ..Policy::default() };
     let cluster = Cluster::new(args.seed, size, policy);
     let mut telemetry = Telemetry::new(&cluster, args.seed);
     let mut now = START;
@@ -155,6 +160,7 @@ fn row(args: &Args, (name, size, spare_hosts, bar_s): &(&'static str, Size, u32,
         hosts: size.hosts,
         vms: cluster.world.vms.len(),
         rules: cluster.world.rules.len(),
+        spare_hosts,
         overloaded: cluster.overloaded,
         load_in: spread(|round| &round.load_in),
         forecast: spread(|round| &round.forecast),
@@ -256,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_small_cluster_is_repaired_and_the_plan_is_sound() {
-        let args = Args { json: None, seed: 2, sizes: Vec::new(), rounds: 1 };
+        let args = Args { json: None, seed: 2, sizes: Vec::new(), spare_hosts: None, rounds: 1 };
         let size = Size { hosts: 20, vms_per_host: 5, rules: 0, overloaded_percent: 10 };
         let row = row(&args, &("small", size, 0, Some(1e9)));
         assert!(row.hot_before > 0 && row.moves > 0, "{row:?}");
