@@ -4,8 +4,8 @@ use crate::scene::*;
 use drover_control::interface::{Ask, RefusalKind};
 use drover_model::intent::HostAttributes;
 use drover_model::placement::{HostSet, PlacementRule, RuleKind, Scope};
-use drover_model::policy::PowerCurve;
-use drover_model::{HostId, RuleId, VmId};
+use drover_model::policy::{Mode, PowerCurve};
+use drover_model::{HostId, Millis, RuleId, VmId};
 use drover_sim::{Cluster, host_id};
 
 fn rule(name: &str, vms: &[&VmId], kind: RuleKind) -> Ask {
@@ -118,4 +118,35 @@ fn a_rule_forgets_vms_that_are_gone_and_holds_on_to_its_hosts() {
         rules(&scene.cluster).into_iter().map(|rule| (rule.id, rule.vms.into_iter().collect())).collect();
     assert_eq!(left, [("apart".parse().unwrap(), vec![b])]);
     scene.ask(Ask::RemoveHost { host: host_id(1) }).unwrap();
+}
+
+#[test]
+fn a_rule_is_kept_through_a_drain() {
+    let mut scene = Scene::new(4);
+    for (host, rack) in ["r1", "r1", "r2", "r3"].into_iter().enumerate() {
+        say(&mut scene, host, |host| host.rack = Some(rack.parse().unwrap()));
+    }
+    let (a, b) = (scene.free_vm(&host_id(0), 0.1), scene.free_vm(&host_id(2), 0.1));
+    let (c, _busy) = (scene.free_vm(&host_id(0), 0.1), scene.free_vm(&host_id(1), 0.6));
+    scene.ask(rule("apart", &[&a, &b], RuleKind::Apart { within: Scope::Rack })).unwrap();
+    scene
+        .ask(rule(
+            "not-there",
+            &[&a, &c],
+            RuleKind::NotOn { hosts: HostSet { racks: ["r3".parse().unwrap()].into(), ..HostSet::default() } },
+        ))
+        .unwrap();
+    scene.policy(|policy| policy.mode = Mode::Act);
+    scene.ask(Ask::DrainHost { host: host_id(0) }).unwrap();
+    let kept = |cluster: &Cluster| {
+        !cluster.executing(&a).contains(&host_id(2))
+            && [&a, &c].iter().all(|vm| !cluster.executing(vm).contains(&host_id(3)))
+    };
+    scene.wait("the host is empty", |cluster| {
+        assert!(kept(cluster), "{}", cluster.trace().join("\n"));
+        [&a, &c].iter().all(|vm| !cluster.executing(vm).contains(&host_id(0)))
+    });
+    assert_eq!(scene.cluster.executing(&a), [host_id(1)], "the only host that the rules leave");
+    scene.cluster.pass(Millis::secs(30)).unwrap();
+    assert!(kept(&scene.cluster));
 }
