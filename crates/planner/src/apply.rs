@@ -4,7 +4,7 @@ use crate::problem::{Problem, VmRow};
 use drover_model::load::{HostSample, VmSample, Window};
 use drover_model::plan::{Action, Plan};
 use drover_model::world::{HostState, World};
-use drover_model::{Bytes, CpuMillis, HostId, Millis, Ratio, TimeMs, VmId};
+use drover_model::{Bytes, CpuMillis, HostId, Ratio, TimeMs, VmId};
 use std::collections::BTreeMap;
 
 /// `world` with every step of `plan` carried out at once: vms on their new hosts, hosts in their new states, and the
@@ -21,7 +21,7 @@ pub fn apply(world: &World, plan: &Plan) -> World {
                 view.left.push((world.now, from.clone()));
                 let Some(&Figure { cpu, memory, dark }) = figures.get(vm) else { continue };
                 if dark {
-                    view.load = assumed_load(world.now, cpu, memory);
+                    view.load = assumed_load(world, cpu, memory);
                 }
                 shift_load(&mut after, from, |sample| {
                     sample.cpu_wanted = sample.cpu_wanted.saturating_sub(cpu);
@@ -54,15 +54,15 @@ fn figures(world: &World) -> BTreeMap<VmId, Figure> {
     let problem = Problem::new(world);
     let figure = |row: &VmRow<'_>| Figure {
         // A guess is not in the hosts' samples.
-        cpu: if row.measured { CpuMillis(row.demand.mean) } else { CpuMillis::ZERO },
-        memory: Bytes(row.resident),
+        cpu: if row.measured { CpuMillis(row.wants.mean) } else { CpuMillis::ZERO },
+        memory: Bytes(row.wants.resident.unsigned_abs()),
         dark: row.measured && row.samples == 0,
     };
     problem.vms.iter().map(|row| (row.id.clone(), figure(row))).collect()
 }
 
 /// What a vm is taken for, as if it had been measured.
-fn assumed_load(now: TimeMs, cpu: CpuMillis, memory: Bytes) -> Window<VmSample> {
+fn assumed_load(world: &World, cpu: CpuMillis, memory: Bytes) -> Window<VmSample> {
     let sample = VmSample {
         cpu_used: cpu,
         cpu_wanted: cpu,
@@ -72,13 +72,14 @@ fn assumed_load(now: TimeMs, cpu: CpuMillis, memory: Bytes) -> Window<VmSample> 
         disk_latency_us: 0,
         dirty_rate: None,
     };
-    each_second(now).map(|at| (at, sample)).collect()
+    sampled(world).map(|at| (at, sample)).collect()
 }
 
 /// As far back as windows reach, oldest first.
-fn each_second(now: TimeMs) -> impl Iterator<Item = TimeMs> {
+fn sampled(world: &World) -> impl Iterator<Item = TimeMs> + use<> {
+    let (now, every) = (world.now, world.sample_every.0.max(1));
     let count = Window::<()>::SAMPLES_MAX as u64;
-    (0..count).rev().map(move |ago| TimeMs(now.0.saturating_sub(Millis::secs(ago).0)))
+    (0..count).rev().map(move |ago| TimeMs(now.0.saturating_sub(ago * every)))
 }
 
 fn shift_load(world: &mut World, host: &HostId, change: impl Fn(&mut HostSample)) {
@@ -95,7 +96,7 @@ fn shift_load(world: &mut World, host: &HostId, change: impl Fn(&mut HostSample)
 }
 
 fn set_power(world: &mut World, host: &HostId, on: bool) {
-    let now = world.now;
+    let (now, times) = (world.now, sampled(world));
     let Some(view) = world.hosts.get_mut(host) else { return };
     view.since = now;
     if !on {
@@ -112,5 +113,5 @@ fn set_power(world: &mut World, host: &HostId, on: bool) {
         disk_latency_us: 0,
     };
     view.state = HostState::Up;
-    view.load = each_second(now).map(|at| (at, idle)).collect();
+    view.load = times.map(|at| (at, idle)).collect();
 }

@@ -4,14 +4,22 @@
 //! and neither does a load that is going away. What the pattern is depends on what can be done about it, so the
 //! tactics of the search are tried here, on a draft that is thrown away.
 
+use crate::plan::few;
 use crate::problem::{Problem, State};
 use crate::search::relieve::{self, still_hot};
-use crate::search::{Draft, consolidate, exchange, wake};
+use crate::search::{Draft, consolidate, exchange, repair, wake};
 use drover_model::load::HostSample;
 use drover_model::plan::{Evidence, Findings, Heat, HostFinding, Resource, Scenario};
 use drover_model::policy::KOfN;
 use drover_model::world::{HostState, World};
 use drover_model::{Bytes, CpuMillis, HostId, Ratio};
+
+/// Hot hosts on which each tactic is tried to tell what pattern this is.
+const TRIES_MAX: usize = 8;
+/// Sentences in one `why`.
+const SENTENCES_MAX: usize = 8;
+/// Candidates judged for it.
+const EVALUATIONS: u64 = 4_000_000;
 
 /// Finds hot and cold hosts, and names the scenario.
 pub fn detect(world: &World) -> Findings {
@@ -22,27 +30,22 @@ pub fn detect(world: &World) -> Findings {
         .map(|host| (problem.hosts[host].id.clone(), host_finding(&problem, &state, host, changed_at)))
         .collect();
     let mut findings = Findings { at: world.now, scenario: Scenario::Balanced, why: String::new(), hosts };
-    (findings.scenario, findings.why) = scenario(&problem, &findings);
+    (findings.scenario, findings.why) = scenario(&problem, state, &findings);
     findings
 }
 
 /// Hot hosts by index, the one that asks for most of itself first.
-pub(crate) fn hot_hosts(problem: &Problem<'_>, heat: &[Heat]) -> Vec<usize> {
-    let state = State::new(problem);
+pub(crate) fn hot_hosts(problem: &Problem<'_>, state: &State, heat: &[Heat]) -> Vec<usize> {
     let mut hot: Vec<usize> = (0..heat.len())
         .filter(|h| heat[*h] == Heat::Hot && problem.hosts[*h].load_known && !problem.hosts[*h].view.maintenance)
         .collect();
-    hot.sort_by_key(|h| {
-        let load = problem.load(&state.sums[*h]) * 1000 / problem.hosts[*h].cpu.max(1);
-        (std::cmp::Reverse(load), *h)
-    });
+    hot.sort_by_key(|h| (std::cmp::Reverse(problem.fullness(*h, &state.sums[*h])), *h));
     hot
 }
 
 /// Those of the hot hosts that moving vms may help. Not a host whose only vm has just come there: nobody else had
 /// more for it.
-pub(crate) fn relievable(problem: &Problem<'_>, hot: &[usize]) -> Vec<usize> {
-    let state = State::new(problem);
+pub(crate) fn relievable(problem: &Problem<'_>, state: &State, hot: &[usize]) -> Vec<usize> {
     let settled = |h: &usize| !matches!(state.on[*h].as_slice(), [vm] if problem.vms[*vm].cooldown.is_some());
     hot.iter().copied().filter(settled).collect()
 }
@@ -86,7 +89,7 @@ fn host_finding(problem: &Problem<'_>, state: &State, host: usize, changed_at: d
     let shares = |value: fn(&HostSample) -> u64, whole: u64| -> Vec<_> {
         row.evidence(problem.world.now).map(|(at, sample)| (*at, share(value(sample), whole))).collect()
     };
-    let measured = problem.at_quantile(sums.measured);
+    let measured = problem.at_quantile(sums);
     let used = sums.resident.unsigned_abs();
     let mut cpu = Series {
         resource: Resource::Cpu,
@@ -128,22 +131,25 @@ fn host_finding(problem: &Problem<'_>, state: &State, host: usize, changed_at: d
     finding(Heat::Warm, nearest)
 }
 
-fn scenario(problem: &Problem<'_>, findings: &Findings) -> (Scenario, String) {
+fn scenario(problem: &Problem<'_>, state: State, findings: &Findings) -> (Scenario, String) {
     let heat = problem.heat(findings);
-    let hot = hot_hosts(problem, &heat);
-    if let Some(why) = degraded(problem) {
+    let hot = hot_hosts(problem, &state, &heat);
+    if let Some(why) = degraded(problem, &state) {
         return (Scenario::Degraded, why);
     }
     if !hot.is_empty() {
-        return hot_scenario(problem, findings, &hot);
+        return hot_scenario(problem, state, findings, &hot);
     }
-    let mut draft = Draft::new(problem, hot);
+    let mut draft = Draft::new(problem, state, hot, EVALUATIONS);
     if let Some(why) = filling_up(problem, &draft.state) {
         return (Scenario::Saturated, why);
     }
     let cold: Vec<_> = (0..heat.len()).filter(|h| heat[*h] == Heat::Cold).map(|h| problem.hosts[h].id).collect();
-    if consolidate::consolidate(&mut draft, &heat) {
-        return (Scenario::Underused, format!("{} cold, and one host can be emptied and switched off", are(&cold)));
+    if consolidate::consolidate(&mut draft, &heat, 1) {
+        return (
+            Scenario::Underused,
+            format!("{} cold, and at least one host can be emptied and switched off", are(&cold)),
+        );
     }
     let why = if heat.iter().all(|heat| *heat == Heat::Unknown) {
         "no host's load is known".to_owned()
@@ -155,36 +161,46 @@ fn scenario(problem: &Problem<'_>, findings: &Findings) -> (Scenario, String) {
     (Scenario::Balanced, why)
 }
 
-fn degraded(problem: &Problem<'_>) -> Option<String> {
-    let state = State::new(problem);
+fn degraded(problem: &Problem<'_>, state: &State) -> Option<String> {
     let mut troubles = Vec::new();
     for (ix, host) in problem.hosts.iter().enumerate() {
         match host.view.state {
             HostState::Suspect => troubles.push(format!("{} has not been heard of lately", host.id)),
             HostState::Down => troubles.push(format!("{} is down", host.id)),
-            HostState::Up if problem.drains(&state, ix) => {
+            HostState::Up if problem.drains(state, ix) => {
                 troubles.push(format!("{} is drained and still runs {} vms", host.id, state.on[ix].len()));
             }
             HostState::Up | HostState::Unknown | HostState::Asleep | HostState::Waking | HostState::FallingAsleep => {}
         }
     }
-    (!troubles.is_empty()).then(|| troubles.join("; "))
+    troubles.extend(repair::broken(problem, state).iter().map(|broken| broken.text(problem, state)));
+    (!troubles.is_empty()).then(|| shortened(troubles))
 }
 
 /// Hot hosts: which tactic helps decides what the pattern is called.
-fn hot_scenario(problem: &Problem<'_>, findings: &Findings, hot: &[usize]) -> (Scenario, String) {
+fn hot_scenario(problem: &Problem<'_>, state: State, findings: &Findings, hot: &[usize]) -> (Scenario, String) {
     let line = problem.policy().hot_above;
-    let what: Vec<String> = hot.iter().map(|h| described(problem.hosts[*h].id, findings)).collect();
-    let what = what.join("; ");
-    let hot = relievable(problem, hot);
-    let mut draft = Draft::new(problem, hot.clone());
-    if hot.iter().any(|h| relieve::relieve(&mut draft, *h, line) && !still_hot(problem, &draft.state, *h)) {
+    let what = shortened(hot.iter().map(|h| described(problem.hosts[*h].id, findings)).collect());
+    let hot = relievable(problem, &state, hot);
+    let mut draft = Draft::new(problem, state, hot.clone(), EVALUATIONS);
+    let tried = || hot.iter().take(TRIES_MAX);
+    if tried().any(|h| relieve::relieve(&mut draft, *h, line) && !still_hot(problem, &draft.state, *h)) {
         return (Scenario::Hotspot, format!("{what}; others have room"));
     }
-    if hot.iter().any(|h| exchange::relieve(&mut draft, *h, line)) {
+    if tried().any(|h| exchange::relieve(&mut draft, *h, line)) {
         return (Scenario::Mixed, format!("{what}; no host has room for a vm of it, but an exchange fits"));
     }
     (Scenario::Saturated, format!("{what}; no host that is up has room"))
+}
+
+/// The first of the sentences, and how many more there are.
+fn shortened(mut sentences: Vec<String>) -> String {
+    let more = sentences.len().saturating_sub(SENTENCES_MAX);
+    sentences.truncate(SENTENCES_MAX);
+    if more > 0 {
+        sentences.push(format!("{more} more"));
+    }
+    sentences.join("; ")
 }
 
 fn described(host: &HostId, findings: &Findings) -> String {
@@ -200,14 +216,15 @@ fn described(host: &HostId, findings: &Findings) -> String {
 /// Nobody is hot yet, but the pool as a whole is near it.
 fn filling_up(problem: &Problem<'_>, state: &State) -> Option<String> {
     let policy = problem.policy();
-    let (demand, capacity) = problem.pool(state);
+    let (demand, capacity) = wake::pool_ahead(problem, state);
     let asked = CpuMillis(demand).ratio_of(CpuMillis(capacity));
+    let exceeds = |share: Ratio| demand as f64 > capacity as f64 * share.0;
     if wake::candidates(problem, state).is_empty() {
-        wake::pool_exceeds(problem, state, policy.fill_to).then(|| {
+        exceeds(policy.fill_to).then(|| {
             format!("the hosts that are up are asked for {asked} of their processors, and none is left to wake")
         })
     } else {
-        wake::pool_exceeds(problem, state, policy.wake_above).then(|| {
+        exceeds(policy.wake_above).then(|| {
             format!(
                 "the hosts that are up will be asked for {asked} of their processors, above {}, before they are hot",
                 policy.wake_above
@@ -217,9 +234,8 @@ fn filling_up(problem: &Problem<'_>, state: &State) -> Option<String> {
 }
 
 fn are(hosts: &[&HostId]) -> String {
-    let names: Vec<_> = hosts.iter().map(|id| id.as_str()).collect();
-    match names.as_slice() {
+    match hosts {
         [one] => format!("{one} is"),
-        many => format!("{} are", many.join(", ")),
+        many => format!("{} are", few(many.iter().map(ToString::to_string))),
     }
 }

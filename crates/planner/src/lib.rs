@@ -7,12 +7,13 @@
 //!   World ──▶ detect ──▶ Findings ──▶ plan ──▶ Plan ──▶ check ──▶ must be empty
 //!               │                      │        └─────▶ apply ──▶ the World predicted
 //!               └── problem, forecast ─┤
-//!                                      └── search: evacuate, relieve, exchange, wake, consolidate
+//!                                      └── search: repair, evacuate, relieve, exchange, wake, consolidate, improve
 //! ```
 //! `predict` says what each move takes and learns from reports; `schedule` plans many at once. Both serve `control`, too.
 //! `checker` uses nothing of the other modules, and none of them uses it.
 
 mod apply;
+mod bound;
 mod checker;
 mod cost;
 mod detect;
@@ -31,5 +32,5 @@ pub use apply::apply;
 pub use checker::{Violation, check};
 pub use detect::detect;
 pub use place::{Placement, Refusal, objection, place};
-pub use plan::plan;
+pub use plan::{Effort, plan, plan_within};
 pub use verify::verify;

@@ -50,7 +50,7 @@ fn listed(objections: &[Objection]) -> String {
 /// whether one is. A host without vms takes any.
 pub fn place(world: &World, vm: &VmId) -> Result<Placement, Refusal> {
     let problem = Problem::new(world);
-    let Some(vm) = problem.vms.iter().position(|row| row.id == vm) else {
+    let Ok(vm) = problem.vms.binary_search_by_key(&vm, |row| row.id) else {
         return Err(Refusal::NeverFits { why: format!("there is no vm {vm}") });
     };
     let mut state = State::new(&problem);
@@ -80,8 +80,8 @@ pub fn place(world: &World, vm: &VmId) -> Result<Placement, Refusal> {
 pub fn objection(world: &World, vm: &VmId, to: &HostId) -> Option<Objection> {
     let problem = Problem::new(world);
     let state = State::new(&problem);
-    let vm = problem.vms.iter().position(|row| row.id == vm)?;
-    let host = problem.hosts.iter().position(|row| row.id == to)?;
+    let vm = problem.vms.binary_search_by_key(&vm, |row| row.id).ok()?;
+    let host = problem.hosts.binary_search_by_key(&to, |row| row.id).ok()?;
     rules::not_movable(&problem, vm)
         .or_else(|| rules::not_taking(&problem, &state, host))
         .or_else(|| rules::never_on(&problem, vm, host))
@@ -100,8 +100,8 @@ fn too_busy(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx) -> Opt
     if state.on[host].is_empty() {
         return None;
     }
-    let sums = if problem.vms[vm].measured { state.sums[host].with(&problem.vms[vm]) } else { state.sums[host] };
-    let demand = problem.at_quantile(sums.measured);
+    let sums = if problem.vms[vm].measured { state.sums[host].with(&problem.vms[vm].wants) } else { state.sums[host] };
+    let demand = problem.at_quantile(&sums);
     let room_for = problem.cpu_share(host, problem.policy().fill_to);
     (demand > room_for).then_some(Barrier::Cpu { host, demand, room_for })
 }
@@ -116,7 +116,7 @@ fn preference(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx) -> (
 
 /// Shares of processor and memory in use once the vm is there.
 fn filled(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx) -> (Ratio, Ratio) {
-    let (sums, row) = (state.sums[host].with(&problem.vms[vm]), &problem.hosts[host]);
+    let (sums, row) = (state.sums[host].with(&problem.vms[vm].wants), &problem.hosts[host]);
     let share = |part: u64, whole: u64| Ratio(part as f64 / whole.max(1) as f64);
     (share(problem.load(&sums), row.cpu), share(sums.memory, row.memory))
 }
@@ -133,10 +133,11 @@ fn why(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx) -> String {
 fn never_fits(problem: &Problem<'_>, vm: VmIx) -> Option<String> {
     let row = &problem.vms[vm];
     let mut largest = None;
-    let (mut networks, mut memory) = (0, 0);
+    let (mut networks, mut memory, mut ruled) = (0, 0, None);
     for host in 0..problem.hosts.len() {
         match rules::never_on(problem, vm, host)? {
             Barrier::Network { .. } => networks += 1,
+            Barrier::Rule { rule, .. } => ruled = ruled.or(Some(rule)),
             Barrier::Memory { room_for, .. } => {
                 memory += 1;
                 largest = largest.max(Some(room_for));
@@ -145,9 +146,8 @@ fn never_fits(problem: &Problem<'_>, vm: VmIx) -> Option<String> {
         }
     }
     let pinned = &row.view.pinned_to;
-    if let Some(unknown) = pinned.iter().find(|host| !problem.world.hosts.contains_key(*host))
-        && row.pinned_to.is_empty()
-    {
+    let exists = |host: &&HostId| problem.world.hosts.contains_key(*host);
+    if let Some(unknown) = pinned.first().filter(|_| !pinned.iter().any(|host| exists(&host))) {
         return Some(format!("it is pinned to {unknown}, and there is no such host: pin it to one that exists"));
     }
     let among = if pinned.is_empty() { "no host" } else { "no host it is pinned to" };
@@ -160,7 +160,10 @@ fn never_fits(problem: &Problem<'_>, vm: VmIx) -> Option<String> {
         (_, Some(network)) if networks > 0 => {
             format!("{among} is attached to network {network}: use another network, or attach a host to it")
         }
-        _ => "the cluster has no host: join one".to_owned(),
+        _ => match ruled.and_then(|rule| problem.placement.rules[rule].id) {
+            Some(id) => format!("rule {id} leaves it no host: change the rule, or take the vm out of it"),
+            None => "the cluster has no host: join one".to_owned(),
+        },
     })
 }
 
@@ -170,9 +173,9 @@ fn to_wake(problem: &Problem<'_>, state: &mut State, vm: VmIx) -> Option<HostIx>
     let mut hosts: Vec<HostIx> = (0..problem.hosts.len()).filter(waking).collect();
     hosts.extend(wake::candidates(problem, state));
     hosts.into_iter().find(|host| {
-        state.up[*host] = true;
+        state.switch(problem, *host, true);
         let fits = closed(problem, state, vm, *host).is_none();
-        state.up[*host] = false;
+        state.switch(problem, *host, false);
         fits
     })
 }

@@ -1,7 +1,6 @@
 //! How long any schedule must take at least: relaxations, each of which forgets all limits but one.
 
 use super::Problem;
-use super::course::{Course, Task};
 
 /// What lies before and behind each task, with every move at its best; seconds.
 pub(super) struct Chains {
@@ -42,20 +41,25 @@ impl Chains {
     }
 }
 
-/// In seconds, of the tasks that end at all in `course`.
-pub(super) fn bound(problem: &Problem, chains: &Chains, course: &Course) -> f64 {
-    let ends = |ix: &usize| course.ends(*ix);
-    let counts: Vec<usize> = (0..problem.tasks.len()).filter(ends).collect();
-    let task = |ix: &usize| &problem.tasks[*ix];
-    let on = |serves: &dyn Fn(&Task) -> bool| counts.iter().copied().filter(|ix| serves(task(ix))).collect::<Vec<_>>();
-    let mut bound = counts.iter().map(|ix| chains.head_s[*ix] + task(ix).shortest_s()).fold(0.0, f64::max);
-    for host in 0..problem.hosts.len() {
-        let (leave, come) = (on(&|task| task.from == host), on(&|task| task.to == host));
+/// In seconds, of the tasks that end at all.
+pub(super) fn bound(problem: &Problem, chains: &Chains, ends: &dyn Fn(usize) -> bool) -> f64 {
+    let hosts = problem.out.len();
+    let (mut leave, mut come) = (vec![Vec::new(); hosts], vec![Vec::new(); hosts]);
+    let (mut all, mut bound) = (Vec::new(), 0.0);
+    for (ix, task) in problem.tasks.iter().enumerate().filter(|(ix, _)| ends(*ix)) {
+        bound = f64::max(bound, chains.head_s[ix] + task.shortest_s());
+        if task.is_move {
+            leave[task.from].push(ix);
+            come[task.to].push(ix);
+            all.push(ix);
+        }
+    }
+    for (host, (leave, come)) in leave.into_iter().zip(come).enumerate() {
         bound = f64::max(bound, link(problem, chains, &leave, problem.out[host]));
         bound = f64::max(bound, link(problem, chains, &come, problem.into[host]));
-        bound = f64::max(bound, places(problem, on(&|task| task.from == host || task.to == host), problem.per_host));
+        bound = f64::max(bound, places(problem, leave.into_iter().chain(come), problem.per_host));
     }
-    f64::max(bound, places(problem, on(&|_| true), problem.at_once))
+    f64::max(bound, places(problem, all.into_iter(), problem.at_once))
 }
 
 /// What passes a link, at its speed: those that can't send before a moment, all after it, and then what is behind them.
@@ -73,8 +77,11 @@ fn link(problem: &Problem, chains: &Chains, tasks: &[usize], capacity: f64) -> f
 }
 
 /// As many places, each held as long as the move takes at its best. More may run already than may begin now.
-fn places(problem: &Problem, tasks: Vec<usize>, places: usize) -> f64 {
-    let held: f64 = tasks.iter().map(|ix| problem.tasks[*ix].shortest_s()).sum();
-    let begun = tasks.iter().filter(|ix| !problem.tasks[**ix].waits).count();
+fn places(problem: &Problem, tasks: impl Iterator<Item = usize>, places: usize) -> f64 {
+    let (mut held, mut begun) = (0.0, 0);
+    for task in tasks.map(|ix| &problem.tasks[ix]) {
+        held += task.shortest_s();
+        begun += usize::from(!task.waits);
+    }
     held / places.max(begun) as f64
 }

@@ -1,6 +1,6 @@
 //! One order played through: at each moment who starts, who has which rate, and what happens next.
 
-use super::{Move, Problem, Slot, Standing, Wait, seconds_up};
+use super::{Move, Problem, Slot, Standing, Wait, Work, seconds_up};
 use drover_model::migration::Priority;
 use drover_model::{Bytes, Millis};
 
@@ -27,6 +27,8 @@ pub(super) struct Task {
     pub after: Vec<usize>,
     pub waits: bool,
     pub paused: bool,
+    /// Otherwise it is something that takes time and no link.
+    pub is_move: bool,
     /// Left of the time in which it does not send, seconds.
     pub fixed_s: f64,
     /// Left to send.
@@ -38,25 +40,44 @@ pub(super) struct Task {
 
 impl Task {
     pub fn new(a_move: &Move, from: usize, to: usize, best: f64) -> Self {
-        let work = &a_move.work;
+        let whole = Self::whole(&a_move.work, from, to, best);
         let (waits, paused, done) = match a_move.standing {
             Standing::Waiting => (true, false, 0.0),
             Standing::Running { done } => (false, false, done),
             Standing::Paused { done } => (false, true, done),
         };
-        let begun = done > 0.0;
         Self {
-            from,
-            to,
             priority: a_move.priority,
             after: a_move.after.clone(),
             waits,
             paused,
-            fixed_s: if begun { 0.0 } else { work.fixed.as_secs() },
-            bytes: work.bytes.0 as f64 * (1.0 - done.clamp(0.0, 1.0)),
+            fixed_s: if done > 0.0 { 0.0 } else { whole.fixed_s },
+            bytes: whole.bytes * (1.0 - done.clamp(0.0, 1.0)),
+            ..whole
+        }
+    }
+
+    /// A move that has not begun and waits for nothing.
+    pub fn whole(work: &Work, from: usize, to: usize, best: f64) -> Self {
+        Self {
+            from,
+            to,
+            priority: Priority::Normal,
+            after: Vec::new(),
+            waits: true,
+            paused: false,
+            is_move: true,
+            fixed_s: work.fixed.as_secs(),
+            bytes: work.bytes.0 as f64,
             dirtied: work.dirtied.0 as f64,
             best: if best >= RATE_MIN { best } else { 0.0 },
         }
+    }
+
+    /// Of a host: it takes so long, and no link.
+    pub fn switch(takes: Millis) -> Self {
+        let work = Work { fixed: takes, bytes: Bytes::ZERO, dirtied: Bytes::ZERO };
+        Self { is_move: false, ..Self::whole(&work, 0, 0, RATE_MIN) }
     }
 
     /// What it needs at least, per second, to be worth starting.

@@ -7,9 +7,12 @@
 //!
 //! The same function plans an evacuation and keeps it up to date: called at every change with what runs and what
 //! waits, it says who starts now, at what rate everybody goes, and when each will be done.
+//!
+//! [`transition`] comes before that: it says which moves, in which order, lead from one placement to another.
 
 mod bound;
 mod course;
+pub mod transition;
 
 use crate::predict::{Features, SET_UP_S};
 use bound::Chains;
@@ -77,7 +80,8 @@ impl Work {
     /// Alone at `rate` bytes per second; `None` at 0.
     pub fn duration(&self, rate: Bytes) -> Option<Millis> {
         let copy_s = self.bytes.0 as f64 / course::speed(rate.0 as f64, self.dirtied.0 as f64);
-        (rate > Bytes::ZERO).then(|| self.fixed + Millis((copy_s * 1000.0).ceil() as u64))
+        // Bytes are whole ones: what that adds to a millisecond is less than a microsecond.
+        (rate > Bytes::ZERO).then(|| self.fixed + Millis((copy_s * 1000.0 - 1e-3).ceil().max(0.0) as u64))
     }
 }
 
@@ -191,7 +195,7 @@ pub fn schedule(moves: &[Move], links: &Links, limits: &Limits) -> Schedule {
     let chains = Chains::new(&problem);
     let best = search(&problem, &chains);
     let makespan = seconds_up(best.makespan_s);
-    let bound = Millis((bound::bound(&problem, &chains, &best) * 1000.0).floor() as u64);
+    let bound = Millis((bound::bound(&problem, &chains, &|ix| best.ends(ix)) * 1000.0).floor() as u64);
     Schedule { slots: best.slots(&problem), makespan, bound }
 }
 
@@ -203,6 +207,7 @@ fn seconds_up(seconds: f64) -> Millis {
 /// The input by index, in seconds and bytes.
 struct Problem {
     tasks: Vec<Task>,
+    /// By name, where somebody is told who waits for whom.
     hosts: Vec<HostId>,
     /// By host: bytes per second out and in.
     out: Vec<f64>,
@@ -310,7 +315,9 @@ struct Search<'p> {
 
 impl Search<'_> {
     fn is_near(&self, chains: &Chains) -> bool {
-        let near = |course: &Course| course.makespan_s <= bound::bound(self.problem, chains, course) * NEAR_ENOUGH;
+        let near = |course: &Course| {
+            course.makespan_s <= bound::bound(self.problem, chains, &|ix| course.ends(ix)) * NEAR_ENOUGH
+        };
         self.best.as_ref().is_some_and(|(_, course)| near(course))
     }
 

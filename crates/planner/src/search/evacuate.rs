@@ -1,6 +1,6 @@
 //! Evacuation of drained hosts. Not a question of money: somebody wants the host empty.
 
-use super::{Act, Draft};
+use super::{Act, Draft, Reason, Seek};
 use crate::cost;
 use crate::problem::{HostIx, VmIx};
 use crate::rules::{self, Room};
@@ -15,6 +15,9 @@ pub(crate) enum Pressure {
     LastResort,
 }
 
+/// Hosts whose objections to one vm are noted.
+const NOTED_MAX: usize = 32;
+
 /// Moves every vm of every drained host that has a place to go; largest first.
 pub(crate) fn evacuate(draft: &mut Draft<'_, '_>, pressure: Pressure) {
     for host in 0..draft.problem.hosts.len() {
@@ -22,9 +25,9 @@ pub(crate) fn evacuate(draft: &mut Draft<'_, '_>, pressure: Pressure) {
             continue;
         }
         let mut vms = draft.state.on[host].clone();
-        vms.sort_by_key(|vm| (Reverse(draft.problem.vms[*vm].memory), *vm));
+        vms.sort_by_key(|vm| (Reverse(draft.problem.vms[*vm].wants.memory), *vm));
         for vm in vms {
-            if draft.state.at[vm] == Some(host) && !draft.has_moved(vm) {
+            if draft.state.at[vm] == Some(host) && !draft.has_moved(vm) && draft.may_move() {
                 evacuate_vm(draft, vm, host, pressure);
             }
         }
@@ -33,35 +36,83 @@ pub(crate) fn evacuate(draft: &mut Draft<'_, '_>, pressure: Pressure) {
 
 fn evacuate_vm(draft: &mut Draft<'_, '_>, vm: VmIx, from: HostIx, pressure: Pressure) {
     let problem = draft.problem;
-    let others = || (0..problem.hosts.len()).filter(|to| *to != from);
     if let Some(barrier) = rules::not_movable(problem, vm) {
-        if let Some(to) = others().next() {
+        if let Some(to) = (0..problem.hosts.len()).find(|to| *to != from) {
             draft.reject_for(Act::Migrate { vm, from, to }, barrier);
         }
         return;
     }
-    let pressed = Room::pressed(problem, pressure == Pressure::LastResort);
-    // First without filling anybody beyond what the policy likes; if that fails, as long as nobody becomes hot.
-    let mut found = None;
-    for room in [Room::filled(problem), pressed] {
-        found = others().filter(|to| rules::forbids(problem, &draft.state, vm, *to, room).is_none()).min_by_key(|to| {
-            let row = &problem.vms[vm];
-            let back = row.cooldown.is_some_and(|(_, came_from)| came_from == Some(*to));
-            let gain = cost::gain_of_move(problem, &draft.state, vm, *to);
-            let load = problem.load(&draft.state.sums[*to].with(row));
-            (back, Reverse(gain), load * 1000 / problem.hosts[*to].cpu.max(1), *to)
-        });
-        if found.is_some() {
-            break;
-        }
+    let last_resort = pressure == Pressure::LastResort;
+    let found = place(draft, vm, last_resort, |_| true);
+    note_barriers(draft, vm, from, found, Room::pressed(problem, last_resort));
+    if let Some(to) = found {
+        draft.migrate(vm, to, Reason::Drained { from, to });
+    } else if !problem.placement.inseparable(vm).is_empty() {
+        together(draft, vm, from, Room::pressed(problem, false), |to| Reason::Drained { from, to });
     }
-    for to in others().filter(|to| Some(*to) != found) {
-        if let Some(barrier) = rules::forbids(problem, &draft.state, vm, to, pressed) {
+}
+
+/// The best host for a vm that must leave its own: first without filling anybody beyond what the policy likes; if that
+/// fails, as long as nobody becomes hot.
+pub(crate) fn place(
+    draft: &mut Draft<'_, '_>,
+    vm: VmIx,
+    last_resort: bool,
+    wanted: impl Fn(HostIx) -> bool,
+) -> Option<HostIx> {
+    let problem = draft.problem;
+    [Room::filled(problem), Room::pressed(problem, last_resort)].into_iter().find_map(|room| {
+        let open = draft.targets(vm, room, Seek::Emptiest);
+        open.into_iter().filter(|to| wanted(*to)).min_by_key(|to| {
+            let row = &problem.vms[vm];
+            let back = row.returns(*to).is_some();
+            let gain = cost::gain_of_move(problem, &draft.state, vm, *to);
+            (back, Reverse(gain), problem.fullness(*to, &draft.state.sums[*to].with(&row.wants)), *to)
+        })
+    })
+}
+
+pub(crate) fn note_barriers(draft: &mut Draft<'_, '_>, vm: VmIx, from: HostIx, found: Option<HostIx>, room: Room) {
+    for to in (0..draft.problem.hosts.len()).filter(|to| *to != from && Some(*to) != found).take(NOTED_MAX) {
+        if !draft.notes_rejected() {
+            return;
+        }
+        if let Some(barrier) = rules::forbids(draft.problem, &draft.state, vm, to, room) {
             draft.reject_for(Act::Migrate { vm, from, to }, barrier);
         }
     }
-    if let Some(to) = found {
-        let (from, to_id) = (problem.hosts[from].id, problem.hosts[to].id);
-        draft.migrate(vm, to, format!("{from} is drained for maintenance and {to_id} has room"));
+}
+
+/// Moves all vms that must be on one host with this one to another host; false, with nothing changed, if none has room.
+pub(crate) fn together(
+    draft: &mut Draft<'_, '_>,
+    vm: VmIx,
+    from: HostIx,
+    room: Room,
+    reason: impl Fn(HostIx) -> Reason,
+) -> bool {
+    let problem = draft.problem;
+    let on_it = |vm: &&VmIx| draft.state.at[**vm] == Some(from);
+    let vms: Vec<VmIx> = problem.placement.inseparable(vm).iter().filter(on_it).copied().collect();
+    if vms.is_empty() || vms.iter().any(|vm| rules::not_movable(problem, *vm).is_some()) {
+        return false;
     }
+    let mark = draft.len();
+    let mut hosts: Vec<HostIx> = (0..problem.hosts.len()).filter(|to| *to != from && draft.state.open[*to]).collect();
+    hosts.sort_by_key(|to| (problem.fullness(*to, &draft.state.sums[*to]), *to));
+    draft.spend(hosts.len());
+    for to in hosts {
+        let all = vms.iter().all(|vm| {
+            let fits = draft.may_move() && rules::fits_joining(problem, &draft.state, *vm, to, room);
+            if fits {
+                draft.migrate(*vm, to, reason(to));
+            }
+            fits
+        });
+        if all {
+            return true;
+        }
+        draft.roll_back(mark);
+    }
+    false
 }

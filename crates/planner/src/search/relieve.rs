@@ -1,22 +1,24 @@
 //! Relief of a host that is too full, by one-way moves to hosts that have room.
 
-use super::{Act, Draft};
+use super::{Act, Asked, Draft, Reason, Seek};
 use crate::cost;
-use crate::problem::{HostIx, Problem, State, VmIx};
+use crate::problem::{HostIx, Problem, State, Sums, VmIx};
 use crate::rules::{self, Barrier, Room};
-use drover_model::plan::Objection;
+use drover_model::plan::{Objection, Rejected, Step};
 use drover_model::{MicroMoney, Ratio};
 use std::cmp::Reverse;
 
 /// Moves tried to relieve one host.
 pub(crate) const MOVES_MAX: usize = 32;
+/// Losing moves of one choice that are noted.
+const LOSERS_MAX: usize = 24;
 
 /// A move out of the host, and what it is worth.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     vm: VmIx,
     to: HostIx,
-    /// Goes back to the host it recently came from.
+    /// Goes back to a host it recently came from.
     back: bool,
     /// Brings the host down to its target.
     suffices: bool,
@@ -27,16 +29,32 @@ struct Candidate {
     fullness: u64,
 }
 
-/// Whether the host is asked for more than this share of its processor or memory.
-pub(crate) fn exceeds(problem: &Problem<'_>, state: &State, host: HostIx, share: Ratio) -> bool {
-    let sums = &state.sums[host];
-    problem.load(sums) > problem.cpu_share(host, share) || sums.resident > problem.memory_share(host, share)
+type Rank = (bool, bool, Reverse<MicroMoney>, Reverse<u64>, u64, VmIx, HostIx);
+
+impl Candidate {
+    /// One move that suffices beats any number that don't; then money; a tie goes to the vm that carries most load per
+    /// byte sent, the host with most room, the lower ids.
+    fn rank(&self) -> Rank {
+        (self.back, !self.suffices, Reverse(self.gain), Reverse(self.density), self.fullness, self.vm, self.to)
+    }
 }
 
-/// Called hot, and still so after the draft's steps.
+/// Whether that is more than this share of the host's processor, memory or link.
+pub(crate) fn sums_exceed(problem: &Problem<'_>, sums: &Sums, host: HostIx, share: Ratio) -> bool {
+    problem.load(sums) > problem.cpu_share(host, share)
+        || sums.resident > problem.memory_share(host, share)
+        || sums.link > problem.link_share(host, share)
+}
+
+/// Whether the host is asked for more than this share of its processor, memory or link.
+pub(crate) fn exceeds(problem: &Problem<'_>, state: &State, host: HostIx, share: Ratio) -> bool {
+    sums_exceed(problem, &state.sums[host], host, share)
+}
+
+/// Called hot, and still so after the draft's changes.
 pub(crate) fn still_hot(problem: &Problem<'_>, state: &State, host: HostIx) -> bool {
     let (sums, hot_above) = (&state.sums[host], problem.policy().hot_above);
-    problem.at_quantile(sums.measured) > problem.cpu_share(host, hot_above)
+    problem.at_quantile(sums) > problem.cpu_share(host, hot_above)
         || sums.resident > problem.memory_share(host, hot_above)
 }
 
@@ -74,72 +92,102 @@ pub(crate) fn ease(draft: &mut Draft<'_, '_>, host: HostIx) {
 
 /// The best single move out of `host`; false if there is none.
 pub(crate) fn one_move(draft: &mut Draft<'_, '_>, host: HostIx, target: Ratio) -> bool {
-    let (mut candidates, barriers) = candidates(draft, host, target);
-    // One move that suffices beats any number that don't; then money; a tie goes to the vm that carries most load
-    // per byte sent, the host with most room, the lower ids.
-    candidates.sort_by_key(|c| (c.back, !c.suffices, Reverse(c.gain), Reverse(c.density), c.fullness, c.vm, c.to));
-    let best = candidates.first().copied();
-    if let Some(best) = best {
-        for lost in &candidates[1..] {
-            let resting = draft.problem.vms[lost.vm].cooldown.filter(|_| lost.back && !best.back);
-            let because = match resting {
-                Some((left, _)) => Barrier::Cooldown { vm: lost.vm, left }.objection(draft.problem),
-                None => Objection::Money { gain: lost.gain, needed: best.gain },
-            };
-            draft.reject(Act::Migrate { vm: lost.vm, from: host, to: lost.to }, because);
+    if !draft.may_move() {
+        return false;
+    }
+    let mut candidates = candidates(draft, host, target);
+    let Some(best) = candidates.iter().copied().min_by_key(Candidate::rank) else { return false };
+    let mut alternatives = Vec::new();
+    if draft.notes_rejected() {
+        candidates.sort_by_key(Candidate::rank);
+        for lost in candidates.iter().skip(1).take(LOSERS_MAX) {
+            let act = Act::Migrate { vm: lost.vm, from: host, to: lost.to };
+            let because = why_lost(draft, lost, &best);
+            if alternatives.len() < Step::ALTERNATIVES_MAX {
+                alternatives.push(Rejected { action: super::action(draft.problem, act, 0), because: because.clone() });
+            }
+            draft.reject(act, because);
         }
+        note_barriers(draft, host);
     }
-    for (act, barrier) in barriers {
-        draft.reject_for(act, barrier);
+    // What stands on the emptiest host is what everybody asks first.
+    if let Some(obvious) = obvious(draft, host, &best) {
+        alternatives.truncate(Step::ALTERNATIVES_MAX - 1);
+        alternatives.push(obvious);
     }
-    let Some(best) = best else { return false };
-    let reason = format!("{} and {} has room", asked_for(draft, host), draft.problem.hosts[best.to].id);
-    draft.migrate(best.vm, best.to, reason);
+    let (asked, to) = (Asked::of(draft.problem, &draft.state, host), best.to);
+    let reason = if draft.was_hot(host) { Reason::Relief { asked, to } } else { Reason::Spread { asked, to } };
+    draft.migrate_rather(best.vm, best.to, reason, alternatives);
     true
 }
 
-/// "h1 is asked for 126 % of its processor".
-pub(crate) fn asked_for(draft: &Draft<'_, '_>, host: HostIx) -> String {
-    let (problem, sums) = (draft.problem, &draft.state.sums[host]);
-    let row = &problem.hosts[host];
-    let cpu = Ratio(problem.load(sums) as f64 / row.cpu.max(1) as f64);
-    let memory = Ratio(sums.resident as f64 / row.memory.max(1) as f64);
-    if memory > cpu && memory > problem.policy().fill_to {
-        format!("{} has {memory} of its memory in use", row.id)
-    } else {
-        format!("{} is asked for {cpu} of its processor", row.id)
+fn why_lost(draft: &Draft<'_, '_>, lost: &Candidate, best: &Candidate) -> Objection {
+    let problem = draft.problem;
+    match problem.vms[lost.vm].returns(lost.to).filter(|_| lost.back && !best.back) {
+        Some(left) => Barrier::Return { vm: lost.vm, host: lost.to, left }.objection(problem),
+        None => Objection::Money { gain: lost.gain, needed: best.gain },
     }
 }
 
-type Lost = Vec<(Act, Barrier)>;
-
-fn candidates(draft: &Draft<'_, '_>, host: HostIx, target: Ratio) -> (Vec<Candidate>, Lost) {
+/// The rule that forbade the emptiest host to the vm, if one did.
+fn obvious(draft: &Draft<'_, '_>, from: HostIx, best: &Candidate) -> Option<Rejected> {
     let (problem, state) = (draft.problem, &draft.state);
-    let room = Room::filled(problem);
-    let hot = draft.hot.contains(&host);
-    let (mut candidates, mut barriers) = (Vec::new(), Vec::new());
-    for vm in state.on[host].iter().copied().filter(|vm| !draft.has_moved(*vm)) {
-        let row = &problem.vms[vm];
-        // A hot host presses; one that is merely fuller than it should be does not.
-        let stays = if hot { rules::too_new(problem, vm) } else { rules::rests(problem, vm) };
-        let rest = state.sums[host].without(row);
-        let suffices = problem.load(&rest) <= problem.cpu_share(host, target)
-            && rest.resident <= problem.memory_share(host, target);
+    let to = draft.emptiest().filter(|to| *to != from && *to != best.to)?;
+    let barrier = rules::forbids(problem, state, best.vm, to, Room::filled(problem))?;
+    Some(draft.lost(Act::Migrate { vm: best.vm, from, to }, barrier.objection(problem)))
+}
+
+/// Why a vm of the host is no candidate at all. A hot host presses; one that is merely fuller than it should be does not.
+fn stays(draft: &Draft<'_, '_>, host: HostIx, vm: VmIx) -> Option<Barrier> {
+    let hot = draft.was_hot(host);
+    if hot { rules::too_new(draft.problem, vm) } else { rules::rests(draft.problem, vm) }
+}
+
+/// With the moves that rules forbid, as far as there is room for notes.
+fn note_barriers(draft: &mut Draft<'_, '_>, host: HostIx) {
+    let problem = draft.problem;
+    for vm in draft.state.on[host].clone() {
         for to in (0..problem.hosts.len()).filter(|to| *to != host) {
-            if let Some(barrier) = stays.or_else(|| rules::forbids(problem, state, vm, to, room)) {
-                barriers.push((Act::Migrate { vm, from: host, to }, barrier));
+            if !draft.notes_rejected() {
+                return;
+            }
+            let room = Room::filled(problem);
+            let barrier = stays(draft, host, vm).or_else(|| rules::forbids(problem, &draft.state, vm, to, room));
+            if let Some(barrier) = barrier.filter(|_| !draft.has_moved(vm)) {
+                draft.reject_for(Act::Migrate { vm, from: host, to }, barrier);
+            }
+        }
+    }
+}
+
+fn candidates(draft: &mut Draft<'_, '_>, host: HostIx, target: Ratio) -> Vec<Candidate> {
+    let problem = draft.problem;
+    let room = Room::filled(problem);
+    let pressed = draft.was_hot(host);
+    let mut candidates = Vec::new();
+    for vm in draft.state.on[host].clone() {
+        if draft.has_moved(vm) || stays(draft, host, vm).is_some() {
+            continue;
+        }
+        let row = &problem.vms[vm];
+        let suffices = !sums_exceed(problem, &draft.state.sums[host].without(&row.wants), host, target);
+        for to in draft.targets(vm, room, Seek::Emptiest) {
+            if !pressed && draft.unpressed(vm, host, to).is_some() {
                 continue;
             }
             candidates.push(Candidate {
                 vm,
                 to,
-                back: row.cooldown.is_some_and(|(_, from)| from == Some(to)),
+                back: row.returns(to).is_some(),
                 suffices,
-                gain: cost::gain_of_move(problem, state, vm, to),
-                density: row.demand.mean * 1_000_000 / (row.resident >> 20).max(1),
-                fullness: problem.load(&state.sums[to].with(row)) * 1000 / problem.hosts[to].cpu.max(1),
+                gain: cost::gain_of_move(problem, &draft.state, vm, to),
+                density: row.wants.mean * 1_000_000 / (row.wants.resident.max(0) as u64 >> 20).max(1),
+                fullness: problem.fullness(to, &draft.state.sums[to].with(&row.wants)),
             });
         }
     }
-    (candidates, barriers)
+    if candidates.is_empty() {
+        note_barriers(draft, host);
+    }
+    candidates
 }
