@@ -13,6 +13,9 @@ const ONE_CHANNEL_TLS: Bytes = Bytes(450_000_000);
 /// What one thread compresses per second. Compression helps while the link is slower than all threads together.
 const ONE_CHANNEL_ZSTD: Bytes = Bytes(120_000_000);
 const CHANNELS_MAX: u64 = 8;
+/// A guest is not even tried by pre-copy if it was measured to write again and again what so many stops carry. A try
+/// that comes to nothing costs seconds; a post-copy costs its clients a stall, the longer the slower the link.
+const STOPS_TO_DOUBT: f64 = 2.0;
 /// A guest is taken for as calm as it was until it is measured to write this many times more.
 const CALM_UP_TO: f64 = 1.5;
 /// Compression takes processor time from the guests: what it saves must be worth it.
@@ -163,7 +166,8 @@ impl Predictor {
         let hot = self.corrected(features, allowed.downtime_max, strategy).writing.map_or(Bytes::ZERO, |w| w.hot);
         let measured = features.writing.map_or(Bytes::ZERO, |w| w.hot);
         let known_calm = self.lessons.calm_at(&features.vm).is_some_and(|calm| measured <= calm.scale(CALM_UP_TO));
-        if features.writing.is_some() && !known_calm && hot > link.scale(allowed.downtime_max.as_secs()) {
+        let stops = if self.lessons.troubled(&features.vm) { 1.0 } else { STOPS_TO_DOUBT };
+        if features.writing.is_some() && !known_calm && hot > link.scale(stops * allowed.downtime_max.as_secs()) {
             return Some(format!(
                 "it writes {hot} again and again, more than a link of {link} a second carries in {}",
                 allowed.downtime_max

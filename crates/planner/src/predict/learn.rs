@@ -16,6 +16,8 @@ const OBSERVATIONS_MAX: usize = 512;
 const NEWEST: usize = 24;
 /// Of a link, only so many.
 const NEWEST_OF_LINK: usize = 5;
+/// Logarithm of the ratio of two speeds that are taken for one.
+const LINK_AGREES_WITHIN: f64 = 0.25;
 /// Of a vm, only so many show that it is calm.
 const NEWEST_OF_VM: usize = 8;
 /// A group of fewer says nothing of its own spread.
@@ -105,6 +107,8 @@ pub(super) struct Observation {
     pub carried: Option<Bytes>,
     /// What was measured as written again and again, of a pre-copy that ended early and within its downtime all the same.
     pub calm_at: Option<Bytes>,
+    /// A pre-copy that had to send much of the memory more than once.
+    pub troubled: bool,
 }
 
 /// What there is to correct with, and how far off it may still be.
@@ -154,8 +158,7 @@ impl Lessons {
             }
         }
         for (pair, mut speeds) in links {
-            speeds.truncate(NEWEST_OF_LINK);
-            effects.links.insert(pair, Bytes(median(&mut speeds) as u64));
+            effects.links.insert(pair, Bytes(link_speed(&mut speeds) as u64));
         }
         let mut speeds: Vec<f64> = effects.links.values().map(|speed| speed.0 as f64).collect();
         effects.link = (!speeds.is_empty()).then(|| Bytes(median(&mut speeds) as u64));
@@ -170,6 +173,11 @@ impl Lessons {
     pub fn calm_at(&self, vm: &VmId) -> Option<Bytes> {
         let own = self.observations.iter().rev().filter(|observation| observation.vm == *vm);
         own.take(NEWEST_OF_VM).filter_map(|observation| observation.calm_at).max()
+    }
+
+    /// Whether one of the vm's last moves was a pre-copy that had trouble to end.
+    pub fn troubled(&self, vm: &VmId) -> bool {
+        self.observations.iter().rev().filter(|o| o.vm == *vm).take(NEWEST_OF_VM).any(|o| o.troubled)
     }
 
     pub fn pairs(&self) -> impl Iterator<Item = &(HostId, HostId)> {
@@ -224,6 +232,18 @@ impl Lessons {
         effects.bounds[ix] =
             [bounds(forecasts(false).chain(as_if_new).collect(), figure), bounds(forecasts(true).collect(), figure)];
     }
+}
+
+/// Of what a link was seen to carry, newest first. Two newest that agree speak for a link that has changed; an odd one
+/// does not.
+fn link_speed(speeds: &mut Vec<f64>) -> f64 {
+    if let [newest, before, ..] = speeds[..]
+        && (newest / before).ln().abs() <= LINK_AGREES_WITHIN
+    {
+        return (newest + before) / 2.0;
+    }
+    speeds.truncate(NEWEST_OF_LINK);
+    median(speeds)
 }
 
 /// How far apart moves of one vm over one pair are: the standard deviation of the logarithm.
@@ -318,6 +338,7 @@ mod tests {
             returning: false,
             carried: None,
             calm_at: None,
+            troubled: false,
         }
     }
 

@@ -224,15 +224,13 @@ fn observation(record: &MigrationRecord) -> Option<Observation> {
     (forecast[Figure::Total as usize], forecast[Figure::Downtime as usize], forecast[Figure::Transferred as usize]) =
         outcome(expected.0.0 as f64, expected.1.0 as f64, expected.2.0 as f64);
     let pair = (record.from.clone(), record.to.clone());
-    let calm_at = calm_at(&basis, record, &report);
-    Some(Observation { vm: record.vm.clone(), pair, class, missed, forecast, returning: false, carried, calm_at })
-}
-
-/// A guest that writes much in the measured second, and not at any moment of it, is no trouble to pre-copy.
-fn calm_at(basis: &Basis, record: &MigrationRecord, report: &MigrationReport) -> Option<Bytes> {
-    let early = report.transferred.0 as f64 <= CALM_SENT_MAX * report.in_use.0 as f64;
-    let calm = record.strategy.method == Method::PreCopy && early && report.downtime <= basis.downtime_max;
-    basis.writing.filter(|_| calm).map(|writing| writing.hot)
+    // A guest that writes much in the measured second, and not at any moment of it, is no trouble to pre-copy.
+    let by_pre_copy = record.strategy.method == Method::PreCopy;
+    let troubled = by_pre_copy && report.transferred.0 as f64 > CALM_SENT_MAX * report.in_use.0 as f64;
+    let calm = by_pre_copy && !troubled && report.downtime <= basis.downtime_max;
+    let calm_at = basis.writing.filter(|_| calm).map(|writing| writing.hot);
+    let vm = record.vm.clone();
+    Some(Observation { vm, pair, class, missed, forecast, returning: false, carried, calm_at, troubled })
 }
 
 /// What the guest wrote during the first round against what it was expected to.

@@ -50,6 +50,7 @@ pub(super) fn limit(world: &World, vms: &mut [VmRow<'_>]) {
         for vm in &members[pool] {
             let wants = &mut vms[*vm].wants;
             wants.mean = (wants.mean as f64 * share) as u64;
+            wants.now = (wants.now as f64 * share) as u64;
             wants.assumed = (wants.assumed as f64 * share) as u64;
             wants.variance = (wants.variance as f64 * share * share) as u64;
         }

@@ -10,7 +10,7 @@ use drover_planner::explain::{why_off, why_on, why_stays};
 use drover_planner::predict::Predictor;
 use drover_planner::{Effort, check, detect, plan, plan_within};
 
-const COLD: &str = "policy {\"aim\": \"auto\"}
+const COLD: &str = "policy aim=auto
     host h1 cpu=4 mem=8192 managed
     host h2 cpu=4 mem=8192 managed
     host h3 cpu=4 mem=8192 state=asleep managed
