@@ -2,12 +2,14 @@
 
 use crate::Control;
 use crate::interface::{Actor, Refusal};
+use crate::planning;
 use drover_model::event::Event;
 use drover_model::intent::{Host, Role, Vm};
 use drover_model::migration::{MigrationPhase, MigrationRecord};
-use drover_model::plan::{Action, Heat, Plan, PlanRecord, PlanState, Rejected, Step, StepState};
+use drover_model::plan::{Action, Heat, Objection, Plan, PlanRecord, PlanState, Rejected, Step, StepState};
 use drover_model::world::HostState;
 use drover_model::{HostId, MigrationId, Millis, PlanId, TimeMs, VmId};
+use drover_planner::explain::{WhyOff, WhyOn, WhyStays, why_off, why_on, why_stays};
 
 const HISTORY_MAX: usize = 20;
 const REJECTED_MAX: usize = 10;
@@ -23,6 +25,26 @@ pub struct Explanation {
     pub rejected: Vec<String>,
     /// Newest last.
     pub history: Vec<Event>,
+    /// What the planner answers for the moment, where it was asked; its sentence is among the `because`.
+    pub why: Option<Why>,
+}
+
+/// The planner's answers, which name vms by id: [`Control::with_names`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Why {
+    On(WhyOn),
+    Off(WhyOff),
+    Stays(WhyStays),
+}
+
+impl Why {
+    pub fn sentence(&self) -> &str {
+        match self {
+            Self::On(answer) => &answer.sentence,
+            Self::Off(answer) => &answer.sentence,
+            Self::Stays(answer) => &answer.sentence,
+        }
+    }
 }
 
 impl Control {
@@ -38,7 +60,7 @@ impl Control {
             return Err(unknown());
         }
         match kind {
-            "cluster" => Ok(self.explain_cluster()),
+            "cluster" => Ok(self.explain_cluster(now)),
             "vm" => {
                 let (tenant, name) = match id.split_once('/') {
                     Some((tenant, name)) => (tenant.parse().ok(), name),
@@ -75,7 +97,7 @@ impl Control {
     }
 
     /// The text with the ids of vms replaced by their names, which is what people know them by.
-    pub(crate) fn with_names(&self, text: &str) -> String {
+    pub fn with_names(&self, text: &str) -> String {
         let is_id = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let mut named = String::with_capacity(text.len());
         let mut rest = text;
@@ -114,11 +136,44 @@ impl Control {
         }
     }
 
-    fn explain_cluster(&self) -> Explanation {
-        let mut because = Vec::new();
-        if self.brake {
-            because.push("most hosts went quiet at once, so nothing is moved until they answer".to_owned());
+    fn say_held_back(&self, now: TimeMs) -> Option<String> {
+        planning::held_back(self, now).map(|why| format!("nothing is planned at the moment, because {why}"))
+    }
+
+    /// The step of an open plan that is to move this vm.
+    fn step_ahead(&self, vm: &VmId) -> Option<String> {
+        let open = |record: &&PlanRecord| matches!(record.state, PlanState::Proposed | PlanState::Running);
+        self.plans().filter(open).find_map(|record| {
+            let ahead = |(step, state): (&Step, &StepState)| {
+                let moves = matches!(&step.action, Action::Migrate { vm: id, .. } if id == vm);
+                moves && matches!(state, StepState::Waiting | StepState::Running { .. })
+            };
+            let number = record.plan.steps.iter().zip(&record.steps).position(ahead)?;
+            Some(self.say_step(record, number, &record.plan.steps[number]))
+        })
+    }
+
+    /// Why a vm that nothing moves, or is about to move, stays; `None` for one that has no host or takes no room.
+    fn why_stays(&self, vm: &Vm, now: TimeMs) -> Option<WhyStays> {
+        if vm.migration.is_some() {
+            return None;
         }
+        why_stays(&self.world(now), self.transfers.predictor(), &vm.id).filter(|answer| answer.host.is_some())
+    }
+
+    /// What the answer rejects, for people: the best other host unless it pays, and those that could not take the vm.
+    fn say_elsewhere(&self, answer: &WhyStays) -> Vec<String> {
+        let Some(from) = &answer.host else { return Vec::new() };
+        let lost = answer.best.iter().filter(|best| best.gain < best.needed);
+        let lost = lost.map(|best| (&best.host, Objection::Money { gain: best.gain, needed: best.needed }.to_string()));
+        let forbidden = answer.forbidden.iter().map(|host| (&host.host, host.because.to_string()));
+        let name = self.name(&answer.vm);
+        let say = |(to, because)| self.with_names(&format!("move {name} from {from} to {to}: {because}"));
+        lost.chain(forbidden).take(REJECTED_MAX).map(say).collect()
+    }
+
+    fn explain_cluster(&self, now: TimeMs) -> Explanation {
+        let mut because: Vec<String> = self.say_held_back(now).into_iter().collect();
         let answer = match self.findings() {
             Some(findings) => format!("The cluster is {}: {}.", findings.scenario, findings.why),
             None => "The cluster has not been looked at yet.".to_owned(),
@@ -132,6 +187,7 @@ impl Control {
             because,
             rejected: rejected.iter().take(REJECTED_MAX).map(|rejected| self.say_rejected(rejected)).collect(),
             history: self.history("cluster"),
+            why: None,
         }
     }
 
@@ -158,6 +214,16 @@ impl Control {
                 self.tables.events.iter().rev().find(|e| e.kind == "vm-placed" && e.object == format!("vm/{}", vm.id));
             because.extend(placed.map(|event| event.text.clone()));
         }
+        // What the planner answers names other hosts and prices: for operators only.
+        let ahead = self.step_ahead(&vm.id);
+        let stays = if actor.role == Role::Operator && ahead.is_none() { self.why_stays(vm, now) } else { None };
+        if actor.role == Role::Operator {
+            because.extend(ahead);
+        }
+        if let Some(answer) = &stays {
+            because.push(self.with_names(&answer.sentence));
+            because.extend(self.say_held_back(now));
+        }
         because.extend(self.cools_down(&vm.id, now).map(|why| format!("the planner does not move it, because {why}")));
         if !vm.spec.pinned_to.is_empty() {
             let hosts: Vec<&str> = vm.spec.pinned_to.iter().map(HostId::as_str).collect();
@@ -178,6 +244,11 @@ impl Control {
             (Role::Operator, plan) => {
                 let lately = plan.iter().flat_map(|plan| &plan.rejected).filter(concerns);
                 alternatives.extend(lately.take(REJECTED_MAX).map(|lost| self.say_rejected(lost)));
+                for lost in stays.iter().flat_map(|answer| self.say_elsewhere(answer)) {
+                    if !alternatives.contains(&lost) {
+                        alternatives.push(lost);
+                    }
+                }
                 alternatives
             }
             (Role::Tenant { .. }, _) => Vec::new(),
@@ -188,6 +259,7 @@ impl Control {
             because,
             rejected,
             history: self.history(&format!("vm/{}", vm.id)),
+            why: stays.map(Why::Stays),
         }
     }
 
@@ -205,7 +277,9 @@ impl Control {
         };
         let since = now.since(status.since);
         let answer = format!("{} has been {state} for {since} and has the right to run {vms} vms.", host.id);
-        let mut because = Vec::new();
+        let why = self.why_power(&host.id, status.state, now);
+        let mut because: Vec<String> = why.iter().map(|why| self.with_names(why.sentence())).collect();
+        because.extend(self.say_held_back(now));
         if host.maintenance {
             because.push("it is drained for maintenance: its vms leave and none come".to_owned());
             because.extend(self.evacuation(&host.id).map(|evacuation| evacuation.say(now)));
@@ -249,6 +323,17 @@ impl Control {
             because,
             rejected: rejected.iter().filter(concerns).take(REJECTED_MAX).map(|r| self.say_rejected(r)).collect(),
             history: self.history(&format!("host/{}", host.id)),
+            why,
+        }
+    }
+
+    /// Why it is on, or off. Of a host that is silent or on its way, its state says all there is.
+    fn why_power(&self, host: &HostId, state: HostState, now: TimeMs) -> Option<Why> {
+        let predictor = self.transfers.predictor();
+        match state {
+            HostState::Up => why_on(&self.world(now), predictor, host).map(Why::On),
+            HostState::Asleep | HostState::FallingAsleep => why_off(&self.world(now), predictor, host).map(Why::Off),
+            HostState::Unknown | HostState::Suspect | HostState::Down | HostState::Waking => None,
         }
     }
 
@@ -320,6 +405,7 @@ impl Control {
             because,
             rejected: lost.take(REJECTED_MAX).map(|r| self.say_rejected(r)).collect(),
             history: self.history(&format!("plan/{}", record.id)),
+            why: None,
         }
     }
 
@@ -366,6 +452,7 @@ impl Control {
                 .map(|plan| plan.plan.rejected.iter().take(REJECTED_MAX).map(|r| self.say_rejected(r)).collect())
                 .unwrap_or_default(),
             history: self.history(&format!("vm/{}", record.vm)),
+            why: None,
         }
     }
 }

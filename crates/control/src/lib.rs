@@ -27,7 +27,7 @@ mod tables;
 mod transfers;
 mod world;
 
-pub use explain::Explanation;
+pub use explain::{Explanation, Why};
 pub use migrate::Forecast;
 pub use network::NetworkStanding;
 pub use tables::EVENTS_MAX;

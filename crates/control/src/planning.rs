@@ -77,7 +77,7 @@ pub fn turn(control: &mut Control, now: TimeMs) {
     let findings = planner::detect(&world);
     tell_changes(control, now, &findings);
     control.planning.findings = Some(findings.clone());
-    if !may_plan(control, now) {
+    if held_back(control, now).is_some() {
         return;
     }
     let plan = planner::plan(&world, &findings, control.transfers.predictor());
@@ -91,13 +91,23 @@ pub fn turn(control: &mut Control, now: TimeMs) {
     }
 }
 
-/// Nothing is planned while something moves or settles: load would be counted twice.
-fn may_plan(control: &Control, now: TimeMs) -> bool {
-    control.policy().mode != Mode::Observe
-        && !control.brake
-        && control.planning.current.is_none()
-        && control.migrations_open() == 0
-        && control.planning.not_before.is_none_or(|at| now >= at)
+/// Why nothing is planned at the moment, completing "because ..."; `None` if plans are made. Nothing is planned while
+/// something moves or settles: load would be counted twice.
+pub fn held_back(control: &Control, now: TimeMs) -> Option<String> {
+    if control.policy().mode == Mode::Observe {
+        return Some("the policy's mode is observe".to_owned());
+    }
+    if control.brake {
+        return Some("most hosts went quiet at once".to_owned());
+    }
+    if let Some(id) = control.planning.current {
+        return Some(format!("plan {id} is being carried out, or its effect settles"));
+    }
+    if control.migrations_open() > 0 {
+        return Some("a migration is under way".to_owned());
+    }
+    let wait = control.planning.not_before.filter(|at| now < *at)?;
+    Some(format!("the last plan came to nothing, and the next is made in {}", wait.since(now)))
 }
 
 /// The plan, if the independent checker finds nothing wrong with it.

@@ -3,7 +3,7 @@
 use super::{EventView, schema};
 use drover_model::plan::{Evidence, Heat, HostFinding, Resource, Scenario};
 use drover_model::policy::Mode;
-use drover_model::{HostId, Revision};
+use drover_model::{HostId, Revision, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -99,7 +99,7 @@ impl From<&Evidence> for EvidenceView {
 }
 
 /// Why something is as it is, and why not otherwise.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Explanation {
     /// `vm/vm-..`, `plan/42`, `host/h1`, `migration/7`, `cluster`.
     pub object: String,
@@ -111,4 +111,84 @@ pub struct Explanation {
     pub rejected: Vec<String>,
     /// What happened to it, oldest first.
     pub history: Vec<EventView>,
+    /// What the planner answers at the moment: of a host that is up or asleep, and to operators of a vm that nothing
+    /// moves. `null` else.
+    #[serde(default)]
+    pub why: Option<WhyView>,
+}
+
+/// The planner's answer, worked out when it is asked for. Money is in millionths and over the policy's horizon; ratios are
+/// demand over capacity.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case", tag = "question")]
+pub enum WhyView {
+    /// Why a host is on.
+    HostOn {
+        #[schema(value_type = String)]
+        host: HostId,
+        sentence: String,
+        /// Rules that keep it on, most fundamental first, as sentences.
+        rules: Vec<String>,
+        /// Its vms that could go nowhere, at most 16.
+        stuck: Vec<StuckView>,
+        /// What its sleep would save. `null`: it can't be emptied.
+        saved_micro: Option<i64>,
+        /// What emptying and switching it would cost. `null`: it can't be emptied.
+        cost_micro: Option<i64>,
+    },
+    /// Why a host sleeps.
+    HostOff {
+        #[schema(value_type = String)]
+        host: HostId,
+        sentence: String,
+        /// Of the hosts that are up, forecast for when this one could be there.
+        asked: f64,
+        /// Above this a host is woken.
+        wake_above: f64,
+        /// To have it on and idle.
+        cost_micro: i64,
+    },
+    /// Why a vm stays where it is.
+    VmStays {
+        #[schema(value_type = String)]
+        vm: VmId,
+        #[schema(value_type = Option<String>)]
+        host: Option<HostId>,
+        sentence: String,
+        /// What keeps it from moving at all, as a sentence; `null`: nothing does.
+        rests: Option<String>,
+        /// The best host that could take it; `null`: none could.
+        best: Option<ElsewhereView>,
+        /// Hosts that could not, at most 16.
+        forbidden: Vec<ForbiddenView>,
+    },
+}
+
+/// A vm that keeps a host from being emptied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StuckView {
+    #[schema(value_type = String)]
+    pub vm: VmId,
+    /// The rule that forbids the host nearest to taking it, as a sentence.
+    pub because: String,
+}
+
+/// Where a vm could be instead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ElsewhereView {
+    #[schema(value_type = String)]
+    pub host: HostId,
+    /// After the cost of moving.
+    pub gain_micro: i64,
+    /// What a move that nothing forces must gain.
+    pub needed_micro: i64,
+}
+
+/// A host that can't take a vm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForbiddenView {
+    #[schema(value_type = String)]
+    pub host: HostId,
+    /// As a sentence.
+    pub because: String,
 }

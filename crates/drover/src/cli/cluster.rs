@@ -128,6 +128,7 @@ mod tests {
             because: vec!["h1 has room".to_owned()],
             rejected: Vec::new(),
             history: Vec::new(),
+            why: None,
         };
         assert_eq!(explanation(&bare), "It runs.\n\nBecause\n  h1 has room\n");
     }

@@ -10,7 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 pub const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -109,25 +110,33 @@ pub fn closed_port() -> SocketAddr {
 pub async fn cuttable_link(incoming: &Incoming) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind((LOOPBACK, 0)).await.unwrap();
     let (address, to) = (listener.local_addr().unwrap(), SocketAddr::new(LOOPBACK, incoming.port()));
-    let (cut, when) = oneshot::channel::<()>();
+    let (cut, mut when) = oneshot::channel::<()>();
     let link = tokio::spawn(async move {
-        // A post-copy has two connections: one is for pages that the guest waits for.
-        let (mut first, mut second) = (pass(&listener, to).await, pass(&listener, to).await);
-        tokio::select! {
-            _ = copy_bidirectional(&mut first.0, &mut first.1) => panic!("an end closed before the link was cut"),
-            _ = copy_bidirectional(&mut second.0, &mut second.1) => panic!("an end closed before the link was cut"),
-            _ = when => {}
+        let (stop, _) = watch::channel(());
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                from = listener.accept() => {
+                    let (from, to) = (from.unwrap().0, TcpStream::connect(to).await.unwrap());
+                    connections.spawn(pass(from, to, stop.subscribe()));
+                }
+                _ = &mut when => break,
+            }
         }
-        for (from, to) in [first, second] {
-            from.set_zero_linger().unwrap();
-            to.set_zero_linger().unwrap();
+        stop.send_replace(());
+        while let Some(ended) = connections.join_next().await {
+            ended.unwrap();
         }
     });
     (address, cut, link)
 }
 
-/// The next connection, and the one it is passed on to.
-async fn pass(listener: &tokio::net::TcpListener, to: SocketAddr) -> (TcpStream, TcpStream) {
-    let (from, _) = listener.accept().await.unwrap();
-    (from, TcpStream::connect(to).await.unwrap())
+/// Of one of the connections that a migration has.
+async fn pass(mut from: TcpStream, mut to: TcpStream, mut stop: watch::Receiver<()>) {
+    tokio::select! {
+        _ = copy_bidirectional(&mut from, &mut to) => panic!("an end closed before the link was cut"),
+        _ = stop.changed() => {}
+    }
+    from.set_zero_linger().unwrap();
+    to.set_zero_linger().unwrap();
 }

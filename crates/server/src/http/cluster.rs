@@ -10,11 +10,14 @@ use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use drover_api::problem::ProblemType;
-use drover_api::v1::{ClusterView, Counts, EventView, Explanation, Health, HostFindingView, VmQuery, Whoami};
-use drover_control::Control;
-use drover_control::interface::Actor;
+use drover_api::v1::{
+    ClusterView, Counts, ElsewhereView, EventView, Explanation, ForbiddenView, Health, HostFindingView, StuckView,
+    VmQuery, Whoami, WhyView,
+};
+use drover_control::interface::{Actor, Refusal};
+use drover_control::{Control, Why};
 use drover_model::TenantId;
-use drover_model::plan::PlanState;
+use drover_model::plan::{Objection, PlanState};
 use drover_model::world::HostState;
 use drover_planner::text::native;
 use utoipa_axum::router::OpenApiRouter;
@@ -137,12 +140,60 @@ async fn explain_cluster(State(api): State<Api>, Caller(actor): Caller) -> Resul
 }
 
 async fn explanation(api: &Api, actor: Actor, object: String) -> Result<Json<Explanation>, Failure> {
-    let explained = api.shell.query(move |control| control.explain(&object, &actor, now())).await??;
-    Ok(Json(Explanation {
-        object: explained.object,
-        answer: explained.answer,
-        because: explained.because,
-        rejected: explained.rejected,
-        history: explained.history.iter().map(EventView::from).collect(),
-    }))
+    let asked = move |control: &Control| {
+        let explained = control.explain(&object, &actor, now())?;
+        Ok::<_, Refusal>(Explanation {
+            object: explained.object,
+            answer: explained.answer,
+            because: explained.because,
+            rejected: explained.rejected,
+            history: explained.history.iter().map(EventView::from).collect(),
+            why: explained.why.as_ref().map(|why| why_view(control, why)),
+        })
+    };
+    Ok(Json(api.shell.query(asked).await??))
+}
+
+/// Its sentences say vms' names, as the rest of an explanation does.
+fn why_view(control: &Control, why: &Why) -> WhyView {
+    let say = |because: &Objection| control.with_names(&because.to_string());
+    let sentence = control.with_names(why.sentence());
+    match why {
+        Why::On(on) => {
+            let stuck = on.stuck.iter().map(|vm| StuckView { vm: vm.vm.clone(), because: say(&vm.because) });
+            WhyView::HostOn {
+                host: on.host.clone(),
+                sentence,
+                rules: on.rules.iter().map(say).collect(),
+                stuck: stuck.collect(),
+                saved_micro: on.saved.map(|money| money.0),
+                cost_micro: on.cost.map(|money| money.0),
+            }
+        }
+        Why::Off(off) => WhyView::HostOff {
+            host: off.host.clone(),
+            sentence,
+            asked: off.asked.0,
+            wake_above: off.wake_above.0,
+            cost_micro: off.cost.0,
+        },
+        Why::Stays(stays) => {
+            let best = stays.best.as_ref().map(|best| ElsewhereView {
+                host: best.host.clone(),
+                gain_micro: best.gain.0,
+                needed_micro: best.needed.0,
+            });
+            let forbidden = stays.forbidden.iter();
+            let forbidden =
+                forbidden.map(|host| ForbiddenView { host: host.host.clone(), because: say(&host.because) });
+            WhyView::VmStays {
+                vm: stays.vm.clone(),
+                host: stays.host.clone(),
+                sentence,
+                rests: stays.rests.as_ref().map(say),
+                best,
+                forbidden: forbidden.collect(),
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@ use drover_api::client::EventStreamStart;
 use drover_api::problem::{MEDIA_TYPE, Problem};
 use drover_api::v1::{
     CreateImage, CreateTenant, CreateToken, CreateVm, EventQuery, ImagePart, MigrateVm, RoleName, SetPower,
-    VmListQuery, VmQuery,
+    VmListQuery, VmQuery, WhyView,
 };
 use drover_model::{MigrationId, PlanId, Revision};
 use futures_util::StreamExt as _;
@@ -34,7 +34,16 @@ async fn a_vm_is_made_placed_run_stopped_started_and_removed() {
     let again = running("running").await;
     assert!(again.generation > stopped.generation);
     let explained = acme.explain("vm/web", &query).await.unwrap();
-    assert!(!explained.answer.is_empty());
+    assert!(!explained.answer.is_empty() && explained.why.is_none());
+    let operator = cluster.operator();
+    let host = operator.explain("host/h1", &query).await.unwrap();
+    assert!(
+        matches!(host.why, Some(WhyView::HostOn { ref sentence, .. }) if host.because.contains(sentence)),
+        "{host:?}"
+    );
+    let of_acme = VmQuery { tenant: Some("acme".to_owned()) };
+    let vm = operator.explain("vm/web", &of_acme).await.unwrap();
+    assert!(matches!(vm.why, Some(WhyView::VmStays { ref sentence, .. }) if vm.because.contains(sentence)), "{vm:?}");
     acme.remove_vm(made.id.as_str(), &query).await.unwrap();
     eventually("the vm is gone", async || acme.vm("web", &query).await.err()).await;
 }

@@ -1,8 +1,10 @@
 //! Hosts that sleep: whether they can be counted on, and who is told if not.
 
 use crate::scene::*;
-use drover_control::interface::Ask;
-use drover_model::policy::Aim;
+use drover_control::interface::{Actor, Ask};
+use drover_control::{Explanation, Why};
+use drover_model::intent::Role;
+use drover_model::policy::{Aim, Mode};
 use drover_model::world::HostState;
 use drover_model::{HostId, Millis};
 use drover_sim::{Cluster, host_id};
@@ -77,4 +79,39 @@ fn a_host_that_slept_long_is_woken_once_to_see_that_it_still_wakes() {
     scene.wait("it is tried out", |cluster| state(cluster, &host) == Some(HostState::Up));
     scene.wait("it sleeps again", |cluster| state(cluster, &host) == Some(HostState::Asleep));
     assert_eq!((times_told(&scene, "host-wake"), cycles(&scene)), (1, 2));
+}
+
+fn explained(scene: &Scene, object: &str, role: Role) -> Explanation {
+    let actor = Actor { name: "somebody".to_owned(), role };
+    scene.cluster.control().unwrap().explain(object, &actor, scene.cluster.now()).unwrap()
+}
+
+#[test]
+fn who_asks_is_told_why_a_host_is_on_or_off_and_why_a_vm_stays() {
+    let (mut scene, asleep) = one_asleep(Millis::ZERO);
+    let up = (0..2).map(host_id).find(|host| *host != asleep).unwrap();
+    let (vm, name, tenant) = {
+        let vm = scene.cluster.control().unwrap().vms().next().unwrap();
+        (vm.id.clone(), vm.spec.name.clone(), vm.spec.tenant.clone())
+    };
+    let said =
+        |lines: &[String], text: &str| assert!(lines.iter().any(|line| line.contains(text)), "{text}: {lines:?}");
+    let on = explained(&scene, &format!("host/{up}"), Role::Operator);
+    said(&on.because, &format!("{up} is on because {name} could go nowhere: no host could be lost any more"));
+    assert!(matches!(on.why, Some(Why::On(_))), "{on:?}");
+    let off = explained(&scene, &format!("host/{asleep}"), Role::Operator);
+    said(&off.because, &format!("{asleep} is off because the hosts that are up are asked for"));
+    assert!(matches!(off.why, Some(Why::Off(_))), "{off:?}");
+    scene.cluster.pass(Millis(2 * MINUTE.0)).unwrap();
+    let stays = explained(&scene, &format!("vm/{vm}"), Role::Operator);
+    said(&stays.because, &format!("{name} stays on {up} because"));
+    said(&stays.rejected, &format!("move {name} from {up} to {asleep}: {asleep} is asleep"));
+    assert!(matches!(stays.why, Some(Why::Stays(_))), "{stays:?}");
+    // Other hosts and prices are nothing for tenants.
+    let tenant = explained(&scene, &format!("vm/{vm}"), Role::Tenant { tenant });
+    assert_eq!((tenant.why, tenant.rejected), (None, Vec::new()));
+    assert!(!tenant.because.iter().any(|line| line.contains("stays on")), "{:?}", tenant.because);
+    scene.policy(|policy| policy.mode = Mode::Observe);
+    let cluster = explained(&scene, "cluster", Role::Operator);
+    said(&cluster.because, "nothing is planned at the moment, because the policy's mode is observe");
 }
