@@ -176,7 +176,9 @@ async fn a_frame_that_is_too_long_ends_the_connection() {
     link.say(hello(&identity.host)).await;
     assert!(matches!(link.hear().await, Some(ToAgent::Welcome(_))));
     link.say_text(&" ".repeat(drover_api::agent::FRAME_MAX + 1)).await;
-    assert!(link.hear().await.is_none());
+    // What the server had to say before it read the frame comes first.
+    let end = async { while link.hear().await.is_some() {} };
+    tokio::time::timeout(DEADLINE, end).await.expect("the connection ends");
 }
 
 #[tokio::test]
