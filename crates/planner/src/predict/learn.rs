@@ -107,7 +107,7 @@ pub(super) struct Observation {
     pub carried: Option<Bytes>,
     /// What was measured as written again and again, of a pre-copy that ended early and within its downtime all the same.
     pub calm_at: Option<Bytes>,
-    /// A pre-copy that had to send much of the memory more than once.
+    /// A pre-copy that had to send much of the memory more than once, or no pre-copy.
     pub troubled: bool,
 }
 
@@ -175,7 +175,7 @@ impl Lessons {
         own.take(NEWEST_OF_VM).filter_map(|observation| observation.calm_at).max()
     }
 
-    /// Whether one of the vm's last moves was a pre-copy that had trouble to end.
+    /// Whether one of the vm's last moves had trouble to end by pre-copy.
     pub fn troubled(&self, vm: &VmId) -> bool {
         self.observations.iter().rev().filter(|o| o.vm == *vm).take(NEWEST_OF_VM).any(|o| o.troubled)
     }

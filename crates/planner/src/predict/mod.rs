@@ -226,7 +226,9 @@ fn observation(record: &MigrationRecord) -> Option<Observation> {
     let pair = (record.from.clone(), record.to.clone());
     // A guest that writes much in the measured second, and not at any moment of it, is no trouble to pre-copy.
     let by_pre_copy = record.strategy.method == Method::PreCopy;
-    let troubled = by_pre_copy && report.transferred.0 as f64 > CALM_SENT_MAX * report.in_use.0 as f64;
+    let sent_anew = report.transferred.0 as f64 > CALM_SENT_MAX * report.in_use.0 as f64;
+    // One that had to be moved by post-copy, perhaps after pre-copy came to nothing, is as much.
+    let troubled = record.strategy.method == Method::PostCopy || (by_pre_copy && sent_anew);
     let calm = by_pre_copy && !troubled && report.downtime <= basis.downtime_max;
     let calm_at = basis.writing.filter(|_| calm).map(|writing| writing.hot);
     let vm = record.vm.clone();

@@ -180,6 +180,20 @@ fn a_guest_whose_writing_is_measured_too_low_is_known_better_after_a_move() {
 }
 
 #[test]
+fn a_guest_that_only_post_copy_could_move_is_not_tried_by_pre_copy_again() {
+    // More than one stop carries, and less than two: worth a try.
+    let writing = Some(Writing { hot: Bytes::mib(50), hot_span: Millis::secs(1), rate: Bytes::ZERO });
+    let guest = features("writer", "h1", 256, writing);
+    let mut predictor = Predictor::new();
+    let first = predictor.choose(&guest, &allowed());
+    assert_eq!(first.strategy.method, Method::PreCopy, "{}", first.why);
+    let second = predictor.choose(&guest, &Allowed { method: Some(Method::PostCopy), ..allowed() });
+    predictor.learn(&record(&guest, second.strategy, second.prediction, 1.0));
+    let next = predictor.choose(&guest, &allowed());
+    assert_eq!(next.strategy.method, Method::PostCopy, "{}", next.why);
+}
+
+#[test]
 fn the_plainest_way_that_ends_is_chosen() {
     let predictor = Predictor::new();
     let choose = |writing, allowed: Allowed| predictor.choose(&features("a", "h1", 256, writing), &allowed);
