@@ -188,7 +188,9 @@ fn a_guest_that_only_post_copy_could_move_is_not_tried_by_pre_copy_again() {
     let first = predictor.choose(&guest, &allowed());
     assert_eq!(first.strategy.method, Method::PreCopy, "{}", first.why);
     let second = predictor.choose(&guest, &Allowed { method: Some(Method::PostCopy), ..allowed() });
-    predictor.learn(&record(&guest, second.strategy, second.prediction, 1.0));
+    let mut moved = record(&guest, second.strategy, second.prediction, 1.0);
+    moved.report.as_mut().unwrap().post_copied = Bytes::mib(200);
+    predictor.learn(&moved);
     let next = predictor.choose(&guest, &allowed());
     assert_eq!(next.strategy.method, Method::PostCopy, "{}", next.why);
 }
