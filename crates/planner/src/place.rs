@@ -101,7 +101,7 @@ fn too_busy(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx) -> Opt
         return None;
     }
     let sums = if problem.vms[vm].measured { state.sums[host].with(&problem.vms[vm].wants) } else { state.sums[host] };
-    let demand = problem.measured(&sums);
+    let demand = sums.now;
     let room_for = problem.cpu_share(host, problem.policy().fill_to);
     (demand > room_for).then_some(Barrier::Cpu { host, demand, room_for })
 }
@@ -118,7 +118,9 @@ fn preference(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx) -> (
 fn filled(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx) -> (Ratio, Ratio) {
     let (sums, row) = (state.sums[host].with(&problem.vms[vm].wants), &problem.hosts[host]);
     let share = |part: u64, whole: u64| Ratio(part as f64 / whole.max(1) as f64);
-    (share(problem.load(&sums), row.cpu), share(sums.memory, row.memory))
+    // What is wanted now, not the forecast: for as long as it remembers how the last vm booted here, it would send the next
+    // to a host that is fuller.
+    (share(sums.now + sums.assumed, row.cpu), share(sums.memory, row.memory))
 }
 
 fn why(problem: &Problem<'_>, state: &State, vm: VmIx, host: HostIx) -> String {
