@@ -4,11 +4,11 @@ use crate::Control;
 use crate::interface::{Refusal, RefusalKind, Reply};
 use drover_model::event::Severity;
 use drover_model::intent::{ApiToken, Host, JoinToken, PowerIntent, Role, Tenant};
-use drover_model::{HostId, TenantId, TimeMs, TokenId};
+use drover_model::{HostId, TenantName, TimeMs, TokenId};
 
 const TOKENS_MAX: usize = 10_000;
 
-pub fn create_tenant(control: &mut Control, now: TimeMs, id: TenantId) -> Result<Reply, Refusal> {
+pub fn create_tenant(control: &mut Control, now: TimeMs, id: TenantName) -> Result<Reply, Refusal> {
     if control.tenant(&id).is_some() {
         return Err(Refusal::conflict(format!("there is a tenant {id} already: choose another name")).at("name"));
     }
@@ -24,7 +24,7 @@ pub fn create_tenant(control: &mut Control, now: TimeMs, id: TenantId) -> Result
     Ok(Reply::Tenant(id))
 }
 
-pub fn remove_tenant(control: &mut Control, now: TimeMs, id: &TenantId) -> Result<Reply, Refusal> {
+pub fn remove_tenant(control: &mut Control, now: TimeMs, id: &TenantName) -> Result<Reply, Refusal> {
     control.require::<Tenant>(id, "tenant")?;
     let vms = control.vms().filter(|vm| vm.spec.tenant == *id).count();
     if vms > 0 {

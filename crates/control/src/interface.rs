@@ -18,7 +18,7 @@ use drover_model::plan::PlanRecord;
 use drover_model::policy::Policy;
 use drover_model::{
     CommandId, HostId, ImageId, MigrationId, Millis, NetworkId, NetworkName, PlanId, PortId, Revision, RuleId,
-    SecurityGroupId, TenantId, TimeMs, TokenId, VmId,
+    SecurityGroupId, TenantName, TimeMs, TokenId, VmId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,7 +111,7 @@ pub enum Effect {
         connection: ConnectionId,
         network: HostNetwork,
     },
-    /// Ask the host's power driver; answered by [`Input::Power`].
+    /// Action the host's power driver; answered by [`Input::Power`].
     Power {
         host: HostId,
         op: PowerOp,
@@ -121,8 +121,8 @@ pub enum Effect {
         result: Result<Reply, Refusal>,
     },
     /// What was learned of vms' daily patterns, beside the objects and in no revision. Lost, it is learned anew.
-    KeepPatterns {
-        kept: Vec<KeptPattern>,
+    StorePatterns {
+        kept: Vec<StoredPattern>,
         forgotten: BTreeSet<VmId>,
     },
     /// End this connection: the host was removed, or a newer connection took its place.
@@ -135,7 +135,7 @@ pub enum Effect {
 
 /// What was learned of one vm; the store does not look into it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeptPattern {
+pub struct StoredPattern {
     pub vm: VmId,
     pub json: String,
 }
@@ -248,12 +248,12 @@ pub struct Stored {
 
 /// All that a store holds.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Kept {
+pub struct PersistedState {
     pub objects: Vec<Stored>,
     /// The newest, oldest first.
     pub events: Vec<Event>,
     pub revision: Revision,
-    pub patterns: Vec<KeptPattern>,
+    pub patterns: Vec<StoredPattern>,
 }
 
 /// Somebody asks for a change. Reading goes past the state machine, by [`crate::Control`]'s accessors.
@@ -265,7 +265,7 @@ pub struct Request {
     pub idempotency_key: Option<String>,
     /// Only if the object concerned is still at this revision.
     pub if_match: Option<Revision>,
-    pub ask: Ask,
+    pub action: Action,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -277,12 +277,12 @@ pub struct Actor {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
-pub enum Ask {
+pub enum Action {
     CreateTenant {
-        id: TenantId,
+        id: TenantName,
     },
     RemoveTenant {
-        id: TenantId,
+        id: TenantName,
     },
     CreateToken {
         token: ApiToken,
@@ -377,12 +377,12 @@ pub enum Ask {
     },
     /// Replaces all rules of a group.
     SetSecurityRules {
-        tenant: TenantId,
+        tenant: TenantName,
         id: SecurityGroupId,
         rules: Vec<SecurityRule>,
     },
     RemoveSecurityGroup {
-        tenant: TenantId,
+        tenant: TenantName,
         id: SecurityGroupId,
     },
     /// Takes a vm out of the groups it is in, and puts it into these.
@@ -419,7 +419,7 @@ pub enum Ask {
 /// An overlay network as it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NetworkSpec {
-    pub tenant: TenantId,
+    pub tenant: TenantName,
     pub name: NetworkName,
     pub subnet: Subnet,
     pub router: Option<Ipv4Addr>,
@@ -446,7 +446,7 @@ pub struct PortSpec {
 #[serde(rename_all = "kebab-case", tag = "reply", content = "of")]
 pub enum Reply {
     Done,
-    Tenant(TenantId),
+    Tenant(TenantName),
     Token(TokenId),
     Host(HostId),
     Image(ImageId),
@@ -455,12 +455,12 @@ pub enum Reply {
     Plan(PlanId),
     Network(NetworkId),
     SecurityGroup {
-        tenant: TenantId,
+        tenant: TenantName,
         id: SecurityGroupId,
     },
     Port(PortId),
     Rule(RuleId),
-    /// [`Ask::PlanNow`] found nothing worth doing, and why.
+    /// [`Action::PlanNow`] found nothing worth doing, and why.
     NoPlan(String),
     Policy,
 }

@@ -42,9 +42,9 @@ use drover_model::migration::{MigrationProgress, MigrationRecord};
 use drover_model::plan::{Findings, PlanRecord, Scenario};
 use drover_model::policy::Policy;
 use drover_model::world::HostState;
-use drover_model::{EventSeq, HostId, ImageId, MigrationId, PlanId, Revision, TenantId, TimeMs, VmId};
-use interface::{Actor, AgentMessage, Effect, Input, Kept, ObjectKey, Refusal, RefusalKind};
-use live::{Heard, Live};
+use drover_model::{EventSeq, HostId, ImageId, MigrationId, PlanId, Revision, TenantName, TimeMs, VmId};
+use interface::{Actor, AgentMessage, Effect, Input, ObjectKey, PersistedState, Refusal, RefusalKind};
+use live::{Live, Reception};
 use std::collections::BTreeSet;
 use tables::{Entity, Tables};
 
@@ -91,7 +91,7 @@ pub struct HostStatus<'a> {
 
 impl Control {
     /// From what the store holds. Live state starts unknown.
-    pub fn load(kept: Kept, settings: Settings, now: TimeMs) -> Self {
+    pub fn load(kept: PersistedState, settings: Settings, now: TimeMs) -> Self {
         let mut tables = Tables::load(kept.objects, kept.events, kept.revision);
         let patterns = patterns::Patterns::load(kept.patterns, &tables);
         if tables.get::<Policy>(&()).is_none() {
@@ -131,7 +131,7 @@ impl Control {
             Input::Agent { host, connection, message } => {
                 let network_error = self.network_error(&host);
                 let heard = self.live.hear(now, &host, connection, &message);
-                if let (Heard::Fresh, AgentMessage::Report { load: Some((_, samples)), .. }) = (&heard, &message) {
+                if let (Reception::Fresh, AgentMessage::Report { load: Some((_, samples)), .. }) = (&heard, &message) {
                     for (vm, sample) in samples.iter().filter(|(vm, _)| self.tables.vms.contains_key(vm)) {
                         self.patterns.take(now, vm, sample.cpu_wanted);
                     }
@@ -168,23 +168,26 @@ impl Control {
         requests::retain(self, now);
     }
 
-    fn hear(&mut self, now: TimeMs, host: &HostId, heard: Heard, message: AgentMessage) {
+    fn hear(&mut self, now: TimeMs, host: &HostId, heard: Reception, message: AgentMessage) {
         match (heard, message) {
-            (Heard::Stale, _) => {}
-            (Heard::Answer(answered), _) => {
+            (Reception::Stale, _) => {}
+            (Reception::Answer(answered), _) => {
                 migrate::answered(self, now, host, &answered);
                 lifecycle::answered(self, now, host, &answered);
             }
-            (Heard::Fresh, AgentMessage::Connected { facts, .. }) => {
+            (Reception::Fresh, AgentMessage::Connected { facts, .. }) => {
                 self.note_facts(host, &facts);
                 self.fabric.connected(host);
                 power::connected(self, now, host);
                 self.turn(now);
             }
-            (Heard::Fresh, AgentMessage::Migration { vm, migration, update }) => {
+            (Reception::Fresh, AgentMessage::Migration { vm, migration, update }) => {
                 migrate::updated(self, now, host, &vm, migration, update);
             }
-            (Heard::Fresh, AgentMessage::Disconnected | AgentMessage::Report { .. } | AgentMessage::Answer { .. }) => {}
+            (
+                Reception::Fresh,
+                AgentMessage::Disconnected | AgentMessage::Report { .. } | AgentMessage::Answer { .. },
+            ) => {}
         }
     }
 
@@ -248,7 +251,7 @@ impl Control {
         self.tables.all()
     }
 
-    pub fn tenant(&self, id: &TenantId) -> Option<&Tenant> {
+    pub fn tenant(&self, id: &TenantName) -> Option<&Tenant> {
         self.tables.get(id)
     }
 
@@ -331,7 +334,7 @@ impl Control {
 
     /// A vm by id, or by name: within the caller's tenant; an operator may name the tenant, and must if
     /// the name is not unique. Another tenant's vm is not found.
-    pub fn find_vm(&self, reference: &str, actor: &Actor, tenant: Option<&TenantId>) -> Result<VmId, Refusal> {
+    pub fn find_vm(&self, reference: &str, actor: &Actor, tenant: Option<&TenantName>) -> Result<VmId, Refusal> {
         let within = match &actor.role {
             Role::Operator => tenant,
             Role::Tenant { tenant } => Some(tenant),

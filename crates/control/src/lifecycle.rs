@@ -29,14 +29,14 @@ const RESTARTS_WITHIN: Millis = Millis::secs(600);
 
 #[derive(Debug, Default)]
 pub struct Lifecycle {
-    vms: BTreeMap<VmId, Care>,
+    vms: BTreeMap<VmId, Supervision>,
     /// Vms on hosts that the store does not know; told of once.
     strangers: BTreeSet<(HostId, VmId)>,
 }
 
 /// What is remembered of one vm between turns. Losing it (a restart of the server) costs a repeated question.
 #[derive(Debug, Default)]
-struct Care {
+struct Supervision {
     placed_try: Option<TimeMs>,
     asked: Option<TimeMs>,
     restarts: Vec<TimeMs>,
@@ -49,7 +49,7 @@ impl Lifecycle {
         self.vms.get(vm)?.trouble.as_deref()
     }
 
-    fn care(&mut self, vm: &VmId) -> &mut Care {
+    fn supervision(&mut self, vm: &VmId) -> &mut Supervision {
         self.vms.entry(vm.clone()).or_default()
     }
 
@@ -98,7 +98,7 @@ fn run(control: &mut Control, now: TimeMs, vm: &Vm) {
         Seen::There(seen) => seen.state.clone(),
     };
     match state {
-        VmState::Running => control.lifecycle.care(&vm.id).trouble = None,
+        VmState::Running => control.lifecycle.supervision(&vm.id).trouble = None,
         VmState::Starting | VmState::Stopping => {}
         VmState::Stopped => {
             // At this very generation: the guest switched itself off, as its owner may do from inside.
@@ -168,11 +168,11 @@ fn came_back(control: &Control, vm: &Vm, host: &HostId, migration: MigrationId) 
 }
 
 fn place(control: &mut Control, now: TimeMs, vm: &Vm) {
-    let care = control.lifecycle.care(&vm.id);
-    if care.placed_try.is_some_and(|at| now.since(at) < PLACE_EVERY) || control.brake {
+    let supervision = control.lifecycle.supervision(&vm.id);
+    if supervision.placed_try.is_some_and(|at| now.since(at) < PLACE_EVERY) || control.brake {
         return;
     }
-    care.placed_try = Some(now);
+    supervision.placed_try = Some(now);
     match planner::place(&control.world(now), &vm.id) {
         Ok(placement) => {
             let host = placement.host;
@@ -210,9 +210,9 @@ fn ask_run(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId) {
 
 /// The qemu process is gone and nobody asked for it: a new start, under a new generation.
 fn restart(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId, why: &str) {
-    let care = control.lifecycle.care(&vm.id);
-    care.restarts.retain(|at| now.since(*at) < RESTARTS_WITHIN);
-    if care.restarts.len() >= RESTARTS_MAX {
+    let supervision = control.lifecycle.supervision(&vm.id);
+    supervision.restarts.retain(|at| now.since(*at) < RESTARTS_WITHIN);
+    if supervision.restarts.len() >= RESTARTS_MAX {
         let text = format!(
             "{} failed {RESTARTS_MAX} times within {} and is not started again: {why}. Look at `drover vm console`, then \
              `drover vm start` it",
@@ -220,8 +220,8 @@ fn restart(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId, why: &str
         );
         return trouble(control, now, vm, Severity::Escalation, "vm-failed", text);
     }
-    care.restarts.push(now);
-    care.asked = None;
+    supervision.restarts.push(now);
+    supervision.asked = None;
     let generation = vm.generation.next();
     control.tables.change::<Vm>(&vm.id, |vm| vm.generation = generation);
     let text = format!("{} failed on {host} and is started again: {why}", vm.spec.name);
@@ -321,11 +321,11 @@ fn ask(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId, command: Comm
     if control.live.state(host) == HostState::FallingAsleep || control.live.is_asked(host, &vm.id) {
         return;
     }
-    let care = control.lifecycle.care(&vm.id);
-    if care.asked.is_some_and(|at| now.since(at) < ASK_EVERY) {
+    let supervision = control.lifecycle.supervision(&vm.id);
+    if supervision.asked.is_some_and(|at| now.since(at) < ASK_EVERY) {
         return;
     }
-    care.asked = Some(now);
+    supervision.asked = Some(now);
     control.live.send(host, command);
 }
 
@@ -358,9 +358,9 @@ pub fn answered(control: &mut Control, now: TimeMs, host: &HostId, answered: &An
 
 /// Notes why a vm is not where it should be; tells it once for as long as it stays the same.
 fn trouble(control: &mut Control, now: TimeMs, vm: &Vm, severity: Severity, kind: &str, text: String) {
-    let care = control.lifecycle.care(&vm.id);
-    if care.trouble.as_ref() != Some(&text) {
-        care.trouble = Some(text.clone());
+    let supervision = control.lifecycle.supervision(&vm.id);
+    if supervision.trouble.as_ref() != Some(&text) {
+        supervision.trouble = Some(text.clone());
         vm_event(control, now, vm, severity, kind, text);
     }
 }

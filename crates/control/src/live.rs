@@ -168,7 +168,7 @@ impl Live {
     }
 
     /// Takes in what an agent says, if it speaks on the host's present connection. An answer is returned with its command.
-    pub fn hear(&mut self, now: TimeMs, host: &HostId, connection: ConnectionId, message: &AgentMessage) -> Heard {
+    pub fn hear(&mut self, now: TimeMs, host: &HostId, connection: ConnectionId, message: &AgentMessage) -> Reception {
         let live = self.host(host, now);
         if let AgentMessage::Connected { facts, vms } = message {
             let before = live.connection.replace(connection);
@@ -186,10 +186,10 @@ impl Live {
                 let why = "a newer connection of this host took its place".to_owned();
                 self.effects.push(Effect::Disconnect { host: host.clone(), connection: old, why });
             }
-            return Heard::Fresh;
+            return Reception::Fresh;
         }
         if live.connection != Some(connection) {
-            return Heard::Stale;
+            return Reception::Stale;
         }
         live.heartbeat.arrived(now);
         match message {
@@ -207,21 +207,21 @@ impl Live {
                         self.vm_load.entry(vm.clone()).or_default().push(now, *sample);
                     }
                 }
-                Heard::Fresh
+                Reception::Fresh
             }
             AgentMessage::Answer { id, answer } => match self.pending.remove(id) {
                 Some(pending) => {
                     if !pending.command.only_looks() {
                         self.host(host, now).answered.insert(pending.command.vm().clone());
                     }
-                    Heard::Answer(Box::new(Answered { command: pending.command, answer: answer.clone() }))
+                    Reception::Answer(Box::new(Answered { command: pending.command, answer: answer.clone() }))
                 }
-                None => Heard::Stale,
+                None => Reception::Stale,
             },
             AgentMessage::Disconnected => {
                 live.connection = None;
                 self.forget_pending(host);
-                Heard::Fresh
+                Reception::Fresh
             }
             AgentMessage::Migration { vm, migration, update } => {
                 if let Some(seen) = live.vms.as_mut().and_then(|vms| vms.get_mut(vm))
@@ -230,9 +230,9 @@ impl Live {
                 {
                     seen.state = state;
                 }
-                Heard::Fresh
+                Reception::Fresh
             }
-            AgentMessage::Connected { .. } => Heard::Fresh,
+            AgentMessage::Connected { .. } => Reception::Fresh,
         }
     }
 
@@ -262,7 +262,7 @@ fn state_after(before: &VmState, migration: MigrationId, update: &MigrationUpdat
 }
 
 #[derive(Debug)]
-pub enum Heard {
+pub enum Reception {
     Fresh,
     Answer(Box<Answered>),
     /// Of an older connection, or an answer nobody waits for.

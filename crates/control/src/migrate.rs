@@ -106,7 +106,7 @@ impl Migrate {
 
 /// A move that is asked for.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub struct MigrationRequest {
     pub vm: VmId,
     pub to: HostId,
     pub plan: Option<PlanId>,
@@ -558,7 +558,7 @@ impl Control {
         self.tables.all::<Vm>().filter(|vm| vm.migration.is_some()).count()
     }
 
-    /// Whether an owner's wish (stop, remove) has to wait for a move. Before the commit the move is cancelled for it.
+    /// Whether an owner's request (stop, remove) has to wait for a move. Before the commit the move is cancelled for it.
     pub(crate) fn yield_to_owner(&mut self, now: TimeMs, vm: &Vm, run: RunIntent, by: &str) -> Result<(), Refusal> {
         match vm.migration {
             Some(id) if run == RunIntent::Stopped => cancel(self, now, id, by).map_err(|_| {

@@ -28,7 +28,7 @@ use crate::tables::Tables;
 use drover_model::event::Severity;
 use drover_model::intent::{Host, Role, Tenant, Vm};
 use drover_model::network::{Network, Port, SecurityGroup, Subnet};
-use drover_model::{NetworkId, SecurityGroupId, TenantId, TimeMs};
+use drover_model::{NetworkId, SecurityGroupId, TenantName, TimeMs};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
@@ -125,12 +125,12 @@ pub fn remove(control: &mut Control, now: TimeMs, actor: &Actor, id: &NetworkId)
     Ok(Reply::Done)
 }
 
-fn network_event(control: &mut Control, now: TimeMs, id: &NetworkId, tenant: &TenantId, kind: &str, text: String) {
+fn network_event(control: &mut Control, now: TimeMs, id: &NetworkId, tenant: &TenantName, kind: &str, text: String) {
     control.tables.event(now, Severity::Info, format!("network/{id}"), Some(tenant), kind, text);
 }
 
 /// A tenant makes things for itself only.
-fn for_itself(actor: &Actor, tenant: &TenantId, things: &str) -> Result<(), Refusal> {
+fn for_itself(actor: &Actor, tenant: &TenantName, things: &str) -> Result<(), Refusal> {
     if may_touch(actor, tenant) {
         return Ok(());
     }
@@ -138,7 +138,7 @@ fn for_itself(actor: &Actor, tenant: &TenantId, things: &str) -> Result<(), Refu
     Err(Refusal::new(RefusalKind::Forbidden, detail).at("tenant"))
 }
 
-fn may_touch(actor: &Actor, tenant: &TenantId) -> bool {
+fn may_touch(actor: &Actor, tenant: &TenantName) -> bool {
     match &actor.role {
         Role::Operator => true,
         Role::Tenant { tenant: own } => own == tenant,
@@ -238,7 +238,7 @@ impl Control {
         &self,
         reference: &str,
         actor: &Actor,
-        tenant: Option<&TenantId>,
+        tenant: Option<&TenantName>,
     ) -> Result<NetworkId, Refusal> {
         let within = within(actor, tenant);
         let mut found = self
@@ -259,8 +259,8 @@ impl Control {
         &self,
         reference: &SecurityGroupId,
         actor: &Actor,
-        tenant: Option<&TenantId>,
-    ) -> Result<(TenantId, SecurityGroupId), Refusal> {
+        tenant: Option<&TenantName>,
+    ) -> Result<(TenantName, SecurityGroupId), Refusal> {
         let within = within(actor, tenant);
         let mut found = self
             .security_groups()
@@ -288,7 +288,7 @@ impl Control {
         self.tables.all()
     }
 
-    pub fn security_group(&self, tenant: &TenantId, id: &SecurityGroupId) -> Option<&SecurityGroup> {
+    pub fn security_group(&self, tenant: &TenantName, id: &SecurityGroupId) -> Option<&SecurityGroup> {
         self.tables.get(&(tenant.clone(), id.clone()))
     }
 
@@ -301,7 +301,7 @@ impl Control {
     }
 
     /// What a tenant means by a network's name.
-    fn named(&self, tenant: &TenantId, name: &NetworkId) -> Result<Named, Refusal> {
+    fn named(&self, tenant: &TenantName, name: &NetworkId) -> Result<Named, Refusal> {
         if let Some(network) = self.network(name) {
             return match network.tenant == *tenant {
                 true => Ok(Named::Overlay(network.clone())),
@@ -324,7 +324,7 @@ impl Control {
     }
 }
 
-fn within<'a>(actor: &'a Actor, tenant: Option<&'a TenantId>) -> Option<&'a TenantId> {
+fn within<'a>(actor: &'a Actor, tenant: Option<&'a TenantName>) -> Option<&'a TenantName> {
     match &actor.role {
         Role::Operator => tenant,
         Role::Tenant { tenant } => Some(tenant),

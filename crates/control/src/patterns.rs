@@ -3,7 +3,7 @@
 //! The learning is [`planner::pattern`]'s. What was learned is written beside the objects of the store, outside the change
 //! log: nobody decides it, and a quarter of an hour of it can be lost.
 
-use crate::interface::{Effect, KeptPattern};
+use crate::interface::{Effect, StoredPattern};
 use crate::tables::Tables;
 use drover_model::load::DailyPattern;
 use drover_model::{CpuMillis, TimeMs, VmId};
@@ -33,9 +33,9 @@ struct Known {
 
 impl Patterns {
     /// From what a predecessor kept. What can't be read is learned anew.
-    pub fn load(kept: Vec<KeptPattern>, tables: &Tables) -> Self {
+    pub fn load(kept: Vec<StoredPattern>, tables: &Tables) -> Self {
         let mut patterns = Self::default();
-        for KeptPattern { vm, json } in kept {
+        for StoredPattern { vm, json } in kept {
             match serde_json::from_str::<Learner>(&json) {
                 Ok(learner) if tables.vms.contains_key(&vm) => {
                     let pattern = learner.pattern();
@@ -82,9 +82,9 @@ impl Patterns {
             && let Some(vm) = self.due.pop_first()
         {
             let json = self.vms.get(&vm).and_then(|known| serde_json::to_string(&known.learner).ok());
-            kept.extend(json.map(|json| KeptPattern { vm, json }));
+            kept.extend(json.map(|json| StoredPattern { vm, json }));
         }
-        Some(Effect::KeepPatterns { kept, forgotten: std::mem::take(&mut self.gone) })
+        Some(Effect::StorePatterns { kept, forgotten: std::mem::take(&mut self.gone) })
     }
 }
 
@@ -113,7 +113,7 @@ mod tests {
         for minute in minutes {
             let busy = (540..1_020).contains(&(minute % 1_440));
             patterns.take(TimeMs(minute * MINUTE_MS), vm, CpuMillis(if busy { 800 } else { 100 }));
-            if let Some(Effect::KeepPatterns { kept, .. }) = patterns.keep() {
+            if let Some(Effect::StorePatterns { kept, .. }) = patterns.keep() {
                 writes += kept.len();
             }
         }
@@ -131,15 +131,15 @@ mod tests {
         assert!(noon.mean > 700, "{noon:?}");
 
         patterns.due.insert(vm.id.clone());
-        let Some(Effect::KeepPatterns { mut kept, .. }) = patterns.keep() else { panic!("nothing is kept") };
+        let Some(Effect::StorePatterns { mut kept, .. }) = patterns.keep() else { panic!("nothing is kept") };
         let mut tables = Tables::default();
         tables.put(vm.clone());
         let stranger: VmId = "vm-aaaaaaaaaaaa".parse().unwrap();
-        kept.push(KeptPattern { vm: stranger.clone(), json: kept[0].json.clone() });
+        kept.push(StoredPattern { vm: stranger.clone(), json: kept[0].json.clone() });
         let mut again = Patterns::load(kept, &tables);
         assert_eq!(again.of(&vm.id), learned);
         // What is kept of vms that are gone goes.
-        let expected = Effect::KeepPatterns { kept: Vec::new(), forgotten: [stranger].into() };
+        let expected = Effect::StorePatterns { kept: Vec::new(), forgotten: [stranger].into() };
         assert_eq!(again.keep(), Some(expected));
         again.forget(&vm.id);
         assert_eq!(again.of(&vm.id), DailyPattern::default());
@@ -150,7 +150,7 @@ mod tests {
         let vm = vm();
         let mut tables = Tables::default();
         tables.put(vm.clone());
-        let kept = vec![KeptPattern { vm: vm.id.clone(), json: "{}".to_owned() }];
+        let kept = vec![StoredPattern { vm: vm.id.clone(), json: "{}".to_owned() }];
         let patterns = Patterns::load(kept, &tables);
         assert_eq!(patterns.of(&vm.id), DailyPattern::default());
     }

@@ -13,7 +13,7 @@
 
 use crate::Control;
 use crate::interface::{Refusal, Reply};
-use crate::migrate::{self, Wish};
+use crate::migrate::{self, MigrationRequest};
 use crate::power;
 use crate::tables::Tables;
 use drover_model::event::Severity;
@@ -263,8 +263,8 @@ fn start(control: &mut Control, now: TimeMs, plan: PlanId, step: &Step) -> StepS
             }
             let priority = control.plan(plan).map_or(Priority::Normal, |record| priority(record.plan.scenario));
             let (vm, to, reason) = (vm.clone(), to.clone(), step.reason.clone());
-            let wish = Wish { vm: vm.clone(), to, plan: Some(plan), reason, priority, method: None };
-            match migrate::ask(control, now, wish) {
+            let request = MigrationRequest { vm: vm.clone(), to, plan: Some(plan), reason, priority, method: None };
+            match migrate::ask(control, now, request) {
                 Ok(id) => running(Some(id)),
                 Err(refusal) => {
                     control.transfers.cooling_mut().failed(now, &vm, &refusal.detail);

@@ -1,8 +1,8 @@
-//! What people ask for: who may, whether it makes sense now, and the change it makes.
+//! What people action for: who may, whether it makes sense now, and the change it makes.
 //!
 //! A refusal changes nothing. A tenant sees and changes its own things only; another tenant's are not found.
 
-use crate::interface::{Actor, Ask, Idempotency, ObjectKey, Refusal, RefusalKind, Reply, Request};
+use crate::interface::{Action, Actor, Idempotency, ObjectKey, Refusal, RefusalKind, Reply, Request};
 use crate::live::Seen;
 use crate::{Control, access, lifecycle, migrate, network, planning, power, rules};
 use drover_model::command::Command;
@@ -56,22 +56,22 @@ impl Refusal {
 }
 
 pub fn handle(control: &mut Control, now: TimeMs, request: Request) -> Result<Reply, Refusal> {
-    let Request { actor, idempotency_key, if_match, ask, .. } = request;
+    let Request { actor, idempotency_key, if_match, action, .. } = request;
     let remembered = match idempotency_key {
-        Some(key) => match recall(control, &actor, &key, &ask)? {
+        Some(key) => match recall(control, &actor, &key, &action)? {
             Recall::Answered(reply) => return Ok(reply),
             Recall::New { key, fingerprint } => Some((key, fingerprint)),
         },
         None => None,
     };
     if let Some(expected) = if_match {
-        let unchanged = object_of(&ask).is_none_or(|key| control.revision_of(&key) == Some(expected));
+        let unchanged = object_of(&action).is_none_or(|key| control.revision_of(&key) == Some(expected));
         if !unchanged {
             let detail = "it has changed since you read it: read it again and decide anew".to_owned();
             return Err(Refusal::new(RefusalKind::Precondition, detail));
         }
     }
-    let reply = dispatch(control, now, &actor, ask)?;
+    let reply = dispatch(control, now, &actor, action)?;
     if let Some((key, fingerprint)) = remembered {
         control.tables.put(Idempotency { key, fingerprint, reply: reply.clone(), at: now });
     }
@@ -83,13 +83,13 @@ enum Recall {
     New { key: String, fingerprint: String },
 }
 
-fn recall(control: &Control, actor: &Actor, key: &str, ask: &Ask) -> Result<Recall, Refusal> {
+fn recall(control: &Control, actor: &Actor, key: &str, action: &Action) -> Result<Recall, Refusal> {
     if key.is_empty() || key.len() > KEY_LENGTH_MAX || !key.bytes().all(|b| b.is_ascii_graphic()) {
         let detail = format!("an idempotency key is 1 to {KEY_LENGTH_MAX} printable ASCII characters without spaces");
         return Err(Refusal::invalid("Idempotency-Key", detail));
     }
     let key = format!("{}/{key}", actor.name);
-    let fingerprint = fingerprint(ask);
+    let fingerprint = fingerprint(action);
     match control.tables.get::<Idempotency>(&key) {
         Some(known) if known.fingerprint == fingerprint => Ok(Recall::Answered(known.reply.clone())),
         Some(_) => Err(Refusal::invalid(
@@ -101,17 +101,17 @@ fn recall(control: &Control, actor: &Actor, key: &str, ask: &Ask) -> Result<Reca
 }
 
 /// The request without what the server itself made fresh for it.
-fn fingerprint(ask: &Ask) -> String {
-    let mut value = serde_json::to_value(ask).unwrap_or_default();
-    let fresh: &[&str] = match ask {
-        Ask::CreateVm { .. } => &["/id", "/spec/nic/mac"],
+fn fingerprint(action: &Action) -> String {
+    let mut value = serde_json::to_value(action).unwrap_or_default();
+    let fresh: &[&str] = match action {
+        Action::CreateVm { .. } => &["/id", "/spec/nic/mac"],
         // The secret was shown once; a repetition is told so by the shell, which can't show it again.
-        Ask::CreateToken { .. } | Ask::CreateJoinToken { .. } => {
+        Action::CreateToken { .. } | Action::CreateJoinToken { .. } => {
             &["/token/id", "/token/secret_sha256", "/token/created_at", "/token/expires_at"]
         }
-        Ask::CreateImage { .. } => &["/image/created_at"],
-        Ask::CreateNetwork { .. } => &["/id"],
-        Ask::CreateSecurityGroup { .. } => &["/group/created_at"],
+        Action::CreateImage { .. } => &["/image/created_at"],
+        Action::CreateNetwork { .. } => &["/id"],
+        Action::CreateSecurityGroup { .. } => &["/group/created_at"],
         _ => &[],
     };
     for path in fresh {
@@ -123,112 +123,115 @@ fn fingerprint(ask: &Ask) -> String {
 }
 
 /// The object a precondition speaks of.
-fn object_of(ask: &Ask) -> Option<ObjectKey> {
+fn object_of(action: &Action) -> Option<ObjectKey> {
     let key = |kind, id: &dyn fmt::Display| Some(ObjectKey { kind, id: id.to_string() });
-    match ask {
-        Ask::RemoveTenant { id } => key("tenant", id),
-        Ask::RemoveToken { id } => key("api-token", id),
-        Ask::RemoveHost { host }
-        | Ask::DrainHost { host }
-        | Ask::UndrainHost { host }
-        | Ask::PowerHost { host, .. }
-        | Ask::SetHostAttributes { host, .. } => key("host", host),
-        Ask::RemoveImage { id } => key("image", id),
-        Ask::SetRun { vm, .. } | Ask::RemoveVm { vm } | Ask::MigrateVm { vm, .. } | Ask::MeasureVm { vm, .. } => {
-            key("vm", vm)
-        }
-        Ask::CancelMigration { id } | Ask::HoldMigration { id, .. } | Ask::PrioritiseMigration { id, .. } => {
+    match action {
+        Action::RemoveTenant { id } => key("tenant", id),
+        Action::RemoveToken { id } => key("api-token", id),
+        Action::RemoveHost { host }
+        | Action::DrainHost { host }
+        | Action::UndrainHost { host }
+        | Action::PowerHost { host, .. }
+        | Action::SetHostAttributes { host, .. } => key("host", host),
+        Action::RemoveImage { id } => key("image", id),
+        Action::SetRun { vm, .. }
+        | Action::RemoveVm { vm }
+        | Action::MigrateVm { vm, .. }
+        | Action::MeasureVm { vm, .. } => key("vm", vm),
+        Action::CancelMigration { id } | Action::HoldMigration { id, .. } | Action::PrioritiseMigration { id, .. } => {
             key("migration", id)
         }
-        Ask::ApprovePlan { id } | Ask::RejectPlan { id } => key("plan", id),
-        Ask::SetPolicy { .. } => key("policy", &"cluster"),
-        Ask::RemoveNetwork { id } => key("network", id),
-        Ask::SetSecurityRules { tenant, id, .. } | Ask::RemoveSecurityGroup { tenant, id } => {
+        Action::ApprovePlan { id } | Action::RejectPlan { id } => key("plan", id),
+        Action::SetPolicy { .. } => key("policy", &"cluster"),
+        Action::RemoveNetwork { id } => key("network", id),
+        Action::SetSecurityRules { tenant, id, .. } | Action::RemoveSecurityGroup { tenant, id } => {
             key("security-group", &format!("{tenant}/{id}"))
         }
-        Ask::SetSecurityGroups { vm, .. } => key("vm", vm),
-        Ask::RemovePort { id } => key("port", id),
-        Ask::RemoveRule { id } => key("placement-rule", id),
-        Ask::CreateTenant { .. }
-        | Ask::CreateToken { .. }
-        | Ask::CreateJoinToken { .. }
-        | Ask::Join { .. }
-        | Ask::CreateImage { .. }
-        | Ask::CreateVm { .. }
-        | Ask::CreateNetwork { .. }
-        | Ask::CreateSecurityGroup { .. }
-        | Ask::CreatePort { .. }
-        | Ask::CreateRule { .. }
-        | Ask::PlanNow => None,
+        Action::SetSecurityGroups { vm, .. } => key("vm", vm),
+        Action::RemovePort { id } => key("port", id),
+        Action::RemoveRule { id } => key("placement-rule", id),
+        Action::CreateTenant { .. }
+        | Action::CreateToken { .. }
+        | Action::CreateJoinToken { .. }
+        | Action::Join { .. }
+        | Action::CreateImage { .. }
+        | Action::CreateVm { .. }
+        | Action::CreateNetwork { .. }
+        | Action::CreateSecurityGroup { .. }
+        | Action::CreatePort { .. }
+        | Action::CreateRule { .. }
+        | Action::PlanNow => None,
     }
 }
 
-fn dispatch(control: &mut Control, now: TimeMs, actor: &Actor, ask: Ask) -> Result<Reply, Refusal> {
-    match ask {
+fn dispatch(control: &mut Control, now: TimeMs, actor: &Actor, action: Action) -> Result<Reply, Refusal> {
+    match action {
         // Its token is its credential.
-        Ask::Join { host, token, secret_sha256 } => access::join(control, now, &host, &token, &secret_sha256),
-        Ask::CreateVm { id, spec } => create_vm(control, now, actor, id, spec),
-        Ask::SetRun { vm, run } => set_run(control, now, actor, &vm, run),
-        Ask::RemoveVm { vm } => remove_vm(control, now, actor, &vm),
-        Ask::MeasureVm { vm, span } => measure_vm(control, actor, &vm, span),
-        Ask::CreateNetwork { id, spec } => network::create(control, now, actor, id, spec),
-        Ask::RemoveNetwork { id } => network::remove(control, now, actor, &id),
-        Ask::CreateSecurityGroup { group } => network::create_group(control, now, actor, group),
-        Ask::SetSecurityRules { tenant, id, rules } => network::set_rules(control, now, actor, tenant, id, rules),
-        Ask::RemoveSecurityGroup { tenant, id } => network::remove_group(control, now, actor, tenant, id),
-        Ask::SetSecurityGroups { vm, groups } => {
+        Action::Join { host, token, secret_sha256 } => access::join(control, now, &host, &token, &secret_sha256),
+        Action::CreateVm { id, spec } => create_vm(control, now, actor, id, spec),
+        Action::SetRun { vm, run } => set_run(control, now, actor, &vm, run),
+        Action::RemoveVm { vm } => remove_vm(control, now, actor, &vm),
+        Action::MeasureVm { vm, span } => measure_vm(control, actor, &vm, span),
+        Action::CreateNetwork { id, spec } => network::create(control, now, actor, id, spec),
+        Action::RemoveNetwork { id } => network::remove(control, now, actor, &id),
+        Action::CreateSecurityGroup { group } => network::create_group(control, now, actor, group),
+        Action::SetSecurityRules { tenant, id, rules } => network::set_rules(control, now, actor, tenant, id, rules),
+        Action::RemoveSecurityGroup { tenant, id } => network::remove_group(control, now, actor, tenant, id),
+        Action::SetSecurityGroups { vm, groups } => {
             let vm = own_vm(control, actor, &vm)?;
             network::set_groups(control, now, actor, &vm, groups)
         }
-        ask => {
+        action => {
             if actor.role != Role::Operator {
                 return Err(Refusal::new(RefusalKind::Forbidden, "only an operator may do this".to_owned()));
             }
-            as_operator(control, now, actor, ask)
+            as_operator(control, now, actor, action)
         }
     }
 }
 
-fn as_operator(control: &mut Control, now: TimeMs, actor: &Actor, ask: Ask) -> Result<Reply, Refusal> {
+fn as_operator(control: &mut Control, now: TimeMs, actor: &Actor, action: Action) -> Result<Reply, Refusal> {
     let by = &actor.name;
-    match ask {
-        Ask::CreateTenant { id } => access::create_tenant(control, now, id),
-        Ask::RemoveTenant { id } => access::remove_tenant(control, now, &id),
-        Ask::CreateToken { token } => access::create_token(control, now, token),
-        Ask::RemoveToken { id } => access::remove_token(control, now, &id),
-        Ask::CreateJoinToken { token } => access::create_join_token(control, token),
-        Ask::RemoveHost { host } => remove_host(control, now, &host),
-        Ask::DrainHost { host } => drain(control, now, &host, true, by),
-        Ask::UndrainHost { host } => drain(control, now, &host, false, by),
-        Ask::PowerHost { host, on } => power_host(control, now, &host, on, by),
-        Ask::SetHostAttributes { host, attributes } => set_attributes(control, now, &host, attributes, by),
-        Ask::CreateImage { image } => create_image(control, now, image),
-        Ask::RemoveImage { id } => remove_image(control, now, &id),
-        Ask::MigrateVm { vm, to, method } => migrate::by_hand(control, now, &vm, to, method, by).map(Reply::Migration),
-        Ask::CancelMigration { id } => migrate::cancel(control, now, id, by).map(|()| Reply::Migration(id)),
-        Ask::HoldMigration { id, held } => migrate::hold(control, now, id, held, by).map(|()| Reply::Migration(id)),
-        Ask::PrioritiseMigration { id, priority } => {
+    match action {
+        Action::CreateTenant { id } => access::create_tenant(control, now, id),
+        Action::RemoveTenant { id } => access::remove_tenant(control, now, &id),
+        Action::CreateToken { token } => access::create_token(control, now, token),
+        Action::RemoveToken { id } => access::remove_token(control, now, &id),
+        Action::CreateJoinToken { token } => access::create_join_token(control, token),
+        Action::RemoveHost { host } => remove_host(control, now, &host),
+        Action::DrainHost { host } => drain(control, now, &host, true, by),
+        Action::UndrainHost { host } => drain(control, now, &host, false, by),
+        Action::PowerHost { host, on } => power_host(control, now, &host, on, by),
+        Action::SetHostAttributes { host, attributes } => set_attributes(control, now, &host, attributes, by),
+        Action::CreateImage { image } => create_image(control, now, image),
+        Action::RemoveImage { id } => remove_image(control, now, &id),
+        Action::MigrateVm { vm, to, method } => {
+            migrate::by_hand(control, now, &vm, to, method, by).map(Reply::Migration)
+        }
+        Action::CancelMigration { id } => migrate::cancel(control, now, id, by).map(|()| Reply::Migration(id)),
+        Action::HoldMigration { id, held } => migrate::hold(control, now, id, held, by).map(|()| Reply::Migration(id)),
+        Action::PrioritiseMigration { id, priority } => {
             migrate::prioritise(control, now, id, priority, by).map(|()| Reply::Migration(id))
         }
-        Ask::PlanNow => planning::plan_now(control, now),
-        Ask::ApprovePlan { id } => planning::approve(control, now, id),
-        Ask::RejectPlan { id } => planning::reject(control, now, id, by),
-        Ask::SetPolicy { policy } => set_policy(control, now, *policy, by),
-        Ask::CreatePort { spec } => network::create_port(control, now, actor, spec),
-        Ask::RemovePort { id } => network::remove_port(control, now, actor, &id),
-        Ask::CreateRule { rule } => rules::create(control, now, rule, by),
-        Ask::RemoveRule { id } => rules::remove(control, now, &id, by),
-        Ask::Join { .. }
-        | Ask::CreateVm { .. }
-        | Ask::SetRun { .. }
-        | Ask::RemoveVm { .. }
-        | Ask::MeasureVm { .. }
-        | Ask::CreateNetwork { .. }
-        | Ask::RemoveNetwork { .. }
-        | Ask::CreateSecurityGroup { .. }
-        | Ask::SetSecurityRules { .. }
-        | Ask::RemoveSecurityGroup { .. }
-        | Ask::SetSecurityGroups { .. } => {
+        Action::PlanNow => planning::plan_now(control, now),
+        Action::ApprovePlan { id } => planning::approve(control, now, id),
+        Action::RejectPlan { id } => planning::reject(control, now, id, by),
+        Action::SetPolicy { policy } => set_policy(control, now, *policy, by),
+        Action::CreatePort { spec } => network::create_port(control, now, actor, spec),
+        Action::RemovePort { id } => network::remove_port(control, now, actor, &id),
+        Action::CreateRule { rule } => rules::create(control, now, rule, by),
+        Action::RemoveRule { id } => rules::remove(control, now, &id, by),
+        Action::Join { .. }
+        | Action::CreateVm { .. }
+        | Action::SetRun { .. }
+        | Action::RemoveVm { .. }
+        | Action::MeasureVm { .. }
+        | Action::CreateNetwork { .. }
+        | Action::RemoveNetwork { .. }
+        | Action::CreateSecurityGroup { .. }
+        | Action::SetSecurityRules { .. }
+        | Action::RemoveSecurityGroup { .. }
+        | Action::SetSecurityGroups { .. } => {
             Err(Refusal::new(RefusalKind::Invalid, "this is not an operator's request".to_owned()))
         }
     }

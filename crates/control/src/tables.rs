@@ -13,7 +13,7 @@ use drover_model::placement::PlacementRule;
 use drover_model::plan::PlanRecord;
 use drover_model::policy::Policy;
 use drover_model::{
-    EventSeq, HostId, ImageId, MigrationId, NetworkId, PlanId, PortId, Revision, RuleId, SecurityGroupId, TenantId,
+    EventSeq, HostId, ImageId, MigrationId, NetworkId, PlanId, PortId, Revision, RuleId, SecurityGroupId, TenantName,
     TimeMs, TokenId, VmId,
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -33,7 +33,7 @@ pub type Table<K, T> = BTreeMap<K, Row<T>>;
 pub struct Tables {
     /// Of the last commit; the step under way makes the next one.
     pub revision: Revision,
-    pub tenants: Table<TenantId, Tenant>,
+    pub tenants: Table<TenantName, Tenant>,
     pub api_tokens: Table<TokenId, ApiToken>,
     pub join_tokens: Table<TokenId, JoinToken>,
     pub hosts: Table<HostId, Host>,
@@ -45,7 +45,7 @@ pub struct Tables {
     pub idempotency: Table<String, Idempotency>,
     pub networks: Table<NetworkId, Network>,
     /// A group's name is unique within its tenant.
-    pub security_groups: Table<(TenantId, SecurityGroupId), SecurityGroup>,
+    pub security_groups: Table<(TenantName, SecurityGroupId), SecurityGroup>,
     pub ports: Table<PortId, Port>,
     pub rules: Table<RuleId, PlacementRule>,
     pub events: VecDeque<Event>,
@@ -98,7 +98,7 @@ macro_rules! entity {
     };
 }
 
-entity!(Tenant, TenantId, tenants, Object::Tenant, |t| t.id.clone());
+entity!(Tenant, TenantName, tenants, Object::Tenant, |t| t.id.clone());
 entity!(ApiToken, TokenId, api_tokens, Object::ApiToken, |t| t.id.clone());
 entity!(JoinToken, TokenId, join_tokens, Object::JoinToken, |t| t.id.clone());
 entity!(Host, HostId, hosts, Object::Host, |h| h.id.clone());
@@ -109,7 +109,7 @@ entity!(PlanRecord, PlanId, plans, Object::Plan, |p| p.id);
 entity!(Policy, (), policy, Object::Policy, |_p| ());
 entity!(Idempotency, String, idempotency, Object::Idempotency, |i| i.key.clone());
 entity!(Network, NetworkId, networks, Object::Network, |n| n.id.clone());
-entity!(SecurityGroup, (TenantId, SecurityGroupId), security_groups, Object::SecurityGroup, |g| (
+entity!(SecurityGroup, (TenantName, SecurityGroupId), security_groups, Object::SecurityGroup, |g| (
     g.tenant.clone(),
     g.id.clone()
 ));
@@ -187,7 +187,7 @@ impl Tables {
         at: TimeMs,
         severity: Severity,
         object: impl Into<String>,
-        tenant: Option<&TenantId>,
+        tenant: Option<&TenantName>,
         kind: &str,
         text: impl Into<String>,
     ) {

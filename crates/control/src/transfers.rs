@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 
 /// Without a change, what goes on is looked at this often.
 const LOOK_EVERY: Millis = Millis::secs(1);
-/// A rate is told anew when it differs by this share.
+/// A rate is sent_pace anew when it differs by this share.
 const TELLING_CHANGE: f64 = 0.1;
 /// As far as progress alone shows, a migration under way is never quite done.
 const DONE_MAX: f64 = 0.98;
@@ -41,7 +41,7 @@ pub struct Transfers {
     cooling: Cooling,
     evacuations: BTreeMap<HostId, Evacuation>,
     outlook: BTreeMap<MigrationId, Outlook>,
-    told: BTreeMap<MigrationId, Told>,
+    sent_pace: BTreeMap<MigrationId, SentPace>,
     looked_at: Option<TimeMs>,
     changed: bool,
 }
@@ -58,7 +58,7 @@ pub struct Outlook {
 
 /// The last pace that a source was given, in this run of its agent.
 #[derive(Debug)]
-struct Told {
+struct SentPace {
     pace: Pace,
     agent_run: Option<String>,
 }
@@ -94,7 +94,7 @@ impl Transfers {
             cooling,
             evacuations: BTreeMap::new(),
             outlook: BTreeMap::new(),
-            told: BTreeMap::new(),
+            sent_pace: BTreeMap::new(),
             looked_at: None,
             changed: true,
         }
@@ -130,13 +130,13 @@ impl Transfers {
         self.predictor.learn(record);
         self.cooling.ended(now, record);
         self.outlook.remove(&record.id);
-        self.told.remove(&record.id);
+        self.sent_pace.remove(&record.id);
         self.changed = true;
     }
 
     /// A source did not take its new pace: it goes at the one it began with.
     pub fn was_not_told(&mut self, id: MigrationId) {
-        self.told.remove(&id);
+        self.sent_pace.remove(&id);
     }
 }
 
@@ -335,14 +335,14 @@ fn adjust(control: &mut Control, record: &MigrationRecord, pace: Pace) {
         OutgoingPhase::AtSwitchOver | OutgoingPhase::SwitchingOver | OutgoingPhase::PostCopyPaused => false,
     };
     let agent_run = control.agent_run(&record.from);
-    let told = control.transfers.told.get(&record.id).filter(|told| told.agent_run == agent_run);
-    let before = told.map_or(Pace { paused: false, ..record.strategy.pace }, |told| told.pace);
+    let sent_pace = control.transfers.sent_pace.get(&record.id).filter(|sent_pace| sent_pace.agent_run == agent_run);
+    let before = sent_pace.map_or(Pace { paused: false, ..record.strategy.pace }, |sent_pace| sent_pace.pace);
     if !sends || !differs(before, pace) || control.live.is_asked(&record.from, &record.vm) {
         return;
     }
     let command = Command::AdjustMigration { vm: record.vm.clone(), migration: record.id, pace };
     if control.live.send(&record.from, command) {
-        control.transfers.told.insert(record.id, Told { pace, agent_run });
+        control.transfers.sent_pace.insert(record.id, SentPace { pace, agent_run });
     }
 }
 

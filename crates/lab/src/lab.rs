@@ -56,7 +56,7 @@ impl Lab {
 
 /// What became of the lab after its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kept {
+pub enum LabOutcome {
     /// It is up, with its things in this directory.
     Yes { dir: PathBuf, switch: String },
     /// It is gone, but for these.
@@ -77,7 +77,10 @@ impl std::error::Error for Interrupted {}
 
 /// Builds a lab, runs the body inside its switch namespace, and removes the lab, whatever the body's
 /// outcome. When the body fails, the ends of the lab's logs are printed, since they go with it.
-pub fn run<T: Send>(options: LabOptions, body: impl AsyncFnOnce(&mut Lab) -> Result<T> + Send) -> Result<(T, Kept)> {
+pub fn run<T: Send>(
+    options: LabOptions,
+    body: impl AsyncFnOnce(&mut Lab) -> Result<T> + Send,
+) -> Result<(T, LabOutcome)> {
     if !nix::unistd::geteuid().is_root() {
         bail!("a lab makes network namespaces and control groups, which needs root");
     }
@@ -129,14 +132,14 @@ struct Guard {
 
 impl Guard {
     /// The orderly end, which tells what is left.
-    fn end(self) -> Result<Kept> {
+    fn end(self) -> Result<LabOutcome> {
         let place = self.place.clone();
         drop(self);
         if place.is_kept() {
             let switch = place.switch_name();
-            return Ok(Kept::Yes { dir: place.dir(), switch });
+            return Ok(LabOutcome::Yes { dir: place.dir(), switch });
         }
-        Ok(Kept::No { leftovers: Leftovers::of(&place) })
+        Ok(LabOutcome::No { leftovers: Leftovers::of(&place) })
     }
 }
 

@@ -45,5 +45,5 @@ pub mod ticks;
 pub mod vms;
 
 pub use cluster::Cluster;
-pub use lab::{Interrupted, Kept, Lab, LabOptions, run};
+pub use lab::{Interrupted, Lab, LabOptions, LabOutcome, run};
 pub use sweep::Leftovers;

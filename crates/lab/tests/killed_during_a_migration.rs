@@ -7,7 +7,7 @@ use anyhow::Result;
 use drover_lab::cluster::ClusterOptions;
 use drover_lab::faults::{self, Cell};
 use drover_lab::vms::GuestImage;
-use drover_lab::{Kept, Lab, LabOptions, process};
+use drover_lab::{Lab, LabOptions, LabOutcome, process};
 use drover_model::policy::{Mode, Policy};
 
 #[test]
@@ -45,7 +45,7 @@ fn check(cells: &[&str]) {
     };
     let cells: Vec<Cell> = cells.iter().map(|cell| cell.parse().expect("a cell is named")).collect();
     let ((), kept) = drover_lab::run(options, async |lab| carry_out(lab, &cells).await).expect("the vm survives");
-    let Kept::No { leftovers } = kept else { panic!("the lab was kept") };
+    let LabOutcome::No { leftovers } = kept else { panic!("the lab was kept") };
     assert!(leftovers.is_empty(), "left over: {leftovers:?}");
 }
 

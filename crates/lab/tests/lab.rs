@@ -9,7 +9,7 @@ use drover_lab::place::Place;
 use drover_lab::power::{self, PowerOp};
 use drover_lab::probe::{GuestLoad, guest_stats, verify_guest};
 use drover_lab::vms::{self, GuestImage, NewVm};
-use drover_lab::{Kept, LabOptions, Leftovers, process};
+use drover_lab::{LabOptions, LabOutcome, Leftovers, process};
 use drover_model::policy::{Mode, Policy};
 use std::sync::OnceLock;
 
@@ -30,7 +30,7 @@ fn options(hosts: usize) -> LabOptions {
 /// End-to-end tests are left out without root by `cargo xtask test`, which says so.
 fn run(hosts: usize, body: impl AsyncFnOnce(&mut drover_lab::Lab) -> Result<()> + Send) {
     let ((), kept) = drover_lab::run(options(hosts), body).unwrap();
-    assert_eq!(kept, Kept::No { leftovers: Leftovers::default() });
+    assert_eq!(kept, LabOutcome::No { leftovers: Leftovers::default() });
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What happened, for people and for `events --follow`. Appended in the same transaction as the change it tells of.
 
-use crate::{EventSeq, TenantId, TimeMs};
+use crate::{EventSeq, TenantName, TimeMs};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -12,7 +12,7 @@ pub struct Event {
     /// `host/h1`, `vm/vm-..`, `plan/42`, `migration/7`, `cluster`, ...
     pub object: String,
     /// Who may see it besides operators.
-    pub tenant: Option<TenantId>,
+    pub tenant: Option<TenantName>,
     /// A stable word for programs: `vm-created`, `host-hot`, `migration-done`, ...
     pub kind: String,
     /// One sentence for people; where something failed, it says what to do.

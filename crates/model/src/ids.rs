@@ -91,7 +91,7 @@ name_type!(
     VmName, "vm name");
 name_type!(
     /// A cloud consumer.
-    TenantId, "tenant");
+    TenantName, "tenant");
 name_type!(
     /// An image that vms are created from.
     ImageId, "image");

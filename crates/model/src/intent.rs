@@ -5,7 +5,7 @@ use crate::policy::PowerCurve;
 use crate::world::VmView;
 use crate::{
     Bytes, CpuMillis, Generation, GroupId, HostId, ImageId, Label, MicroMoney, MigrationId, Millis, NetworkId, RackId,
-    SecurityGroupId, TenantId, TimeMs, VmId, VmName, ZoneId,
+    SecurityGroupId, TenantName, TimeMs, VmId, VmName, ZoneId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A cloud consumer. Owns vms and API tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tenant {
-    pub id: TenantId,
+    pub id: TenantName,
     pub created_at: TimeMs,
 }
 
@@ -104,7 +104,7 @@ pub enum PowerIntent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
     pub name: VmName,
-    pub tenant: TenantId,
+    pub tenant: TenantName,
     pub image: ImageId,
     /// 1 to 64.
     pub vcpus: u32,
@@ -190,7 +190,7 @@ pub enum Role {
     /// Owns hosts, storage and policy; sees everything.
     Operator,
     /// Sees and changes the tenant's own things only.
-    Tenant { tenant: TenantId },
+    Tenant { tenant: TenantName },
 }
 
 /// An API token. Only the hash of its secret is kept.

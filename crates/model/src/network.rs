@@ -3,7 +3,7 @@
 //! An overlay network lies between hosts as VXLAN (RFC 7348) without learning: which host a frame goes to is written by
 //! drover. Two tenants may use the same addresses. A provider network is a bridge of the host, named in its configuration.
 
-use crate::{Bytes, HostId, NetworkId, NetworkName, PortId, SecurityGroupId, TenantId, TimeMs, VmId};
+use crate::{Bytes, HostId, NetworkId, NetworkName, PortId, SecurityGroupId, TenantName, TimeMs, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,7 +14,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
     pub id: NetworkId,
-    pub tenant: TenantId,
+    pub tenant: TenantName,
     pub name: NetworkName,
     /// VXLAN network identifier, [`Network::VNI_MIN`] to 2^24 - 1, unique in the cluster and not used again soon.
     pub vni: u32,
@@ -115,7 +115,7 @@ impl fmt::Debug for Subnet {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecurityGroup {
     pub id: SecurityGroupId,
-    pub tenant: TenantId,
+    pub tenant: TenantName,
     pub rules: Vec<SecurityRule>,
     pub created_at: TimeMs,
 }

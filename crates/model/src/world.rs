@@ -6,7 +6,7 @@ use crate::placement::{PlacementRule, PoolView};
 use crate::policy::{Policy, PowerCurve};
 use crate::{
     Bytes, CpuMillis, Generation, GroupId, HostId, Label, MicroMoney, Millis, NetworkId, PoolId, RackId, Revision,
-    TenantId, TimeMs, VmId, VmName, ZoneId,
+    TenantName, TimeMs, VmId, VmName, ZoneId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -118,7 +118,7 @@ pub enum HostState {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmView {
     pub name: VmName,
-    pub tenant: TenantId,
+    pub tenant: TenantName,
     pub generation: Generation,
     pub vcpus: u32,
     pub memory: Bytes,

@@ -15,8 +15,8 @@ use crate::power::{PowerDrivers, PowerResult};
 use crate::store::{Store, StoreError};
 use drover_api::agent::ToAgent;
 use drover_control::interface::{
-    Actor, AgentMessage, Ask, Commit, ConnectionId, Effect, Input, Kept, Refusal, RefusalKind, Reply, Request,
-    RequestId,
+    Action, Actor, AgentMessage, Commit, ConnectionId, Effect, Input, PersistedState, Refusal, RefusalKind, Reply,
+    Request, RequestId,
 };
 use drover_control::{Control, Settings};
 use drover_model::{EventSeq, HostId, Revision, TimeMs};
@@ -52,13 +52,13 @@ pub struct Change {
     pub actor: Actor,
     pub idempotency_key: Option<String>,
     pub if_match: Option<Revision>,
-    pub ask: Ask,
+    pub action: Action,
 }
 
 impl Change {
     /// Without conditions.
-    pub fn new(actor: Actor, ask: Ask) -> Self {
-        Self { actor, idempotency_key: None, if_match: None, ask }
+    pub fn new(actor: Actor, action: Action) -> Self {
+        Self { actor, idempotency_key: None, if_match: None, action }
     }
 }
 
@@ -92,7 +92,7 @@ fn unavailable(detail: impl Into<String>) -> Refusal {
 
 impl ShellHandle {
     /// Asks for a change and waits until it is durable or refused.
-    pub async fn ask(&self, change: Change) -> Result<Reply, Refusal> {
+    pub async fn submit(&self, change: Change) -> Result<Reply, Refusal> {
         let (sender, answer) = oneshot::channel();
         if self.queue.send(Message::Change(Box::new(change), sender)).await.is_err() {
             return Err(unavailable("the server is ending; try again"));
@@ -253,8 +253,8 @@ impl Shell {
                 self.next_request += 1;
                 let id = RequestId(self.next_request);
                 self.open.insert(id, answer);
-                let Change { actor, idempotency_key, if_match, ask } = *change;
-                Input::Request(Request { id, actor, idempotency_key, if_match, ask })
+                let Change { actor, idempotency_key, if_match, action } = *change;
+                Input::Request(Request { id, actor, idempotency_key, if_match, action })
             }
             (Message::Change(_, answer), Health::Broken { why, .. }) => {
                 let _gone = answer.send(Err(unavailable(why.clone())));
@@ -288,7 +288,7 @@ impl Shell {
                 Effect::Network { host: _, connection, network } => {
                     self.around.hub.send(connection, ToAgent::Network { network });
                 }
-                Effect::KeepPatterns { kept, forgotten } => {
+                Effect::StorePatterns { kept, forgotten } => {
                     if let Err(error) = self.store.keep(&kept, &forgotten).await {
                         return self.broken(error).await;
                     }
@@ -384,7 +384,7 @@ impl Shell {
     }
 }
 
-fn build(loaded: Kept, settings: &Settings, now: TimeMs) -> Control {
+fn build(loaded: PersistedState, settings: &Settings, now: TimeMs) -> Control {
     Control::load(loaded, settings.clone(), now)
 }
 

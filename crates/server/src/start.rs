@@ -14,7 +14,7 @@ use crate::shell::{Change, Shell, ShellError, ShellHandle, Surroundings, now};
 use crate::store::sqlite::SqliteStore;
 use anyhow::{Context as _, anyhow};
 use drover_control::Settings;
-use drover_control::interface::{Actor, Ask};
+use drover_control::interface::{Action, Actor};
 use drover_model::intent::{ApiToken, Role};
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
@@ -243,7 +243,7 @@ async fn first_operator(shell: &ShellHandle, dirs: &DataDir, api: SocketAddr) ->
     let token =
         ApiToken { id, secret_sha256: token.sha256(), role: Role::Operator, created_at: now(), expires_at: None };
     let server = Actor { name: "server".to_owned(), role: Role::Operator };
-    shell.ask(Change::new(server, Ask::CreateToken { token })).await?;
+    shell.submit(Change::new(server, Action::CreateToken { token })).await?;
     tracing::info!(
         token_file = %token_file.display(),
         client_config = %client_file.display(),

@@ -630,7 +630,7 @@ impl Fleet {
     pub fn stop_grace_over(&mut self, around: &mut Around, host: &HostId, run: u64, vm: &VmId, pid: u32) {
         let same_agent = self.host(host).and_then(|host| host.agent.as_ref()).is_some_and(|agent| agent.run == run);
         if same_agent && self.process(host, vm).is_some_and(|qemu| qemu.pid == pid) {
-            self.end_process(around, host, vm, End::Wish);
+            self.end_process(around, host, vm, End::VmRequest);
             self.noticed(around, host, vm, Notice::Ended { by_wish: false });
         }
     }

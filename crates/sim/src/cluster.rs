@@ -13,7 +13,7 @@ use crate::shell::{DiesAt, Shell};
 use crate::store::CommitError;
 use crate::workload::Operator;
 use drover_control::interface::{
-    Actor, AgentMessage, Ask, Commit, ConnectionId, Effect, Input, Refusal, RefusalKind, Reply, Request, RequestId,
+    Action, Actor, AgentMessage, Commit, ConnectionId, Effect, Input, Refusal, RefusalKind, Reply, Request, RequestId,
 };
 use drover_control::{Control, Settings};
 use drover_model::intent::Role;
@@ -215,16 +215,16 @@ impl Cluster {
     }
 
     /// Asks as an operator; it is answered within the step, or not at all.
-    pub fn ask(&mut self, ask: Ask) -> Result<Reply, Refusal> {
+    pub fn ask(&mut self, ask: Action) -> Result<Reply, Refusal> {
         self.ask_as(Actor { name: "operator".to_owned(), role: Role::Operator }, ask)
     }
 
-    pub(crate) fn ask_as(&mut self, actor: Actor, ask: Ask) -> Result<Reply, Refusal> {
+    pub(crate) fn ask_as(&mut self, actor: Actor, ask: Action) -> Result<Reply, Refusal> {
         self.shell.next_request += 1;
         let id = RequestId(self.shell.next_request);
         self.around.witness.now = self.now();
         self.around.witness.note(format!("{} asks {ask:?}", actor.name));
-        let request = Request { id, actor, idempotency_key: None, if_match: None, ask };
+        let request = Request { id, actor, idempotency_key: None, if_match: None, action: ask };
         let answer = self.step_server(Input::Request(request));
         let unanswered = || Refusal {
             kind: RefusalKind::Unavailable,
@@ -275,7 +275,7 @@ impl Cluster {
     pub(crate) fn step_server(&mut self, input: Input) -> Option<Result<Reply, Refusal>> {
         let now = self.now();
         let ask = match &input {
-            Input::Request(request) => Some(request.ask.clone()),
+            Input::Request(request) => Some(request.action.clone()),
             Input::Tick | Input::Agent { .. } | Input::Power { .. } => None,
         };
         let control = self.shell.control.as_mut()?;
@@ -297,7 +297,7 @@ impl Cluster {
                 Effect::Network { host: _, connection, network } => {
                     self.send_to_agent(connection, ToAgent::Network(network));
                 }
-                Effect::KeepPatterns { kept, forgotten } => self.shell.store.keep(kept, &forgotten),
+                Effect::StorePatterns { kept, forgotten } => self.shell.store.keep(kept, &forgotten),
                 Effect::Power { host, op } => self.ask_power_driver(host, op),
                 Effect::Reply { request: _, result } => {
                     if let (Ok(_), Some(ask)) = (&result, &ask) {
@@ -313,7 +313,7 @@ impl Cluster {
         answer
     }
 
-    fn acknowledged(&mut self, ask: &Ask) {
+    fn acknowledged(&mut self, ask: &Action) {
         let durable = self.shell.store.revision();
         if self.shell.control.as_ref().is_some_and(|control| control.revision() != durable) {
             self.around.witness.broken(format!("{ask:?} is acknowledged while the store is at {durable}"));

@@ -84,7 +84,7 @@ pub struct Fleet {
 pub enum End {
     Command(&'static str),
     /// The guest switched itself off, or was told to.
-    Wish,
+    VmRequest,
     /// It received, and the stream broke.
     Broken,
     Killed,
@@ -202,7 +202,7 @@ impl Fleet {
         }
         match end {
             End::Killed | End::HostLost => around.witness.hit(vm, newest || copies > 0),
-            End::Wish => around.witness.ends(vm),
+            End::VmRequest => around.witness.ends(vm),
             End::Command(word) if newest && copies == 0 => around.witness.destroys(vm, word),
             End::Command(_) | End::Broken => {}
         }
@@ -367,7 +367,7 @@ impl Fleet {
                 self.noticed(around, host, vm, Notice::IncomingBroken);
             }
             (QemuStep::PoweredDown, Guest::Starting | Guest::Running | Guest::PoweringDown) => {
-                self.end_process(around, host, vm, End::Wish);
+                self.end_process(around, host, vm, End::VmRequest);
                 self.noticed(around, host, vm, Notice::Ended { by_wish: true });
             }
             // Meant for an earlier state of this process.

@@ -12,7 +12,7 @@
 
 use crate::qemu::Memory;
 use drover_control::Control;
-use drover_control::interface::{Ask, Commit, Effect, Object, Write};
+use drover_control::interface::{Action, Commit, Effect, Object, Write};
 use drover_model::command::Command;
 use drover_model::event::Event;
 use drover_model::intent::{Host, RunIntent, Vm};
@@ -68,7 +68,7 @@ pub struct Tally {
 #[derive(Debug)]
 struct Truth {
     newest: Memory,
-    /// It ended by its own wish or its owner's: nothing is lost with it.
+    /// It ended by its own request or its owner's: nothing is lost with it.
     ended: bool,
     /// When a fault last hit a qemu of this vm, since the guest was last well.
     hit_at: Option<TimeMs>,
@@ -258,21 +258,21 @@ impl Witness {
 
 /// Invariant 3: what is acknowledged; and 8: what is bounded.
 impl Witness {
-    pub fn acknowledged(&mut self, ask: &Ask) {
+    pub fn acknowledged(&mut self, ask: &Action) {
         let kept = match ask {
-            Ask::CreateVm { id, .. } => self.vms.contains_key(id),
-            Ask::SetRun { vm, run } => self.vms.get(vm).is_some_and(|row| row.run == *run),
-            Ask::RemoveVm { vm } => self.vms.get(vm).is_none_or(|row| row.deleting),
-            Ask::MigrateVm { vm, .. } => self.vms.get(vm).is_some_and(|row| row.migration.is_some()),
-            Ask::DrainHost { host } => self.hosts.get(host).is_some_and(|row| row.maintenance),
-            Ask::UndrainHost { host } => self.hosts.get(host).is_some_and(|row| !row.maintenance),
-            Ask::RemoveHost { host } => !self.hosts.contains_key(host),
-            Ask::Join { host, .. } => self.hosts.contains_key(host),
-            Ask::CancelMigration { id } => {
+            Action::CreateVm { id, .. } => self.vms.contains_key(id),
+            Action::SetRun { vm, run } => self.vms.get(vm).is_some_and(|row| row.run == *run),
+            Action::RemoveVm { vm } => self.vms.get(vm).is_none_or(|row| row.deleting),
+            Action::MigrateVm { vm, .. } => self.vms.get(vm).is_some_and(|row| row.migration.is_some()),
+            Action::DrainHost { host } => self.hosts.get(host).is_some_and(|row| row.maintenance),
+            Action::UndrainHost { host } => self.hosts.get(host).is_some_and(|row| !row.maintenance),
+            Action::RemoveHost { host } => !self.hosts.contains_key(host),
+            Action::Join { host, .. } => self.hosts.contains_key(host),
+            Action::CancelMigration { id } => {
                 self.cancelled.insert(*id);
                 true
             }
-            Ask::SetPolicy { policy } => self.policy.as_ref() == Some(policy),
+            Action::SetPolicy { policy } => self.policy.as_ref() == Some(policy),
             _ => true,
         };
         if !kept {

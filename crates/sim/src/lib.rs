@@ -34,7 +34,7 @@ mod workload;
 pub use cluster::{Broken, Cluster, host_id};
 pub use load::Demand;
 pub use qemu::Phase;
-pub use workload::Wish;
+pub use workload::VmRequest;
 
 use drover_model::Millis;
 use std::collections::BTreeMap;

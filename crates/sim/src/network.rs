@@ -3,11 +3,11 @@
 use crate::cluster::Cluster;
 use crate::fleet::Host;
 use drover_control::Control;
-use drover_control::interface::{Ask, NetworkReport, NetworkSpec};
+use drover_control::interface::{Action, NetworkReport, NetworkSpec};
 use drover_model::command::{Command, VmRun};
 use drover_model::intent::{Nic, RunIntent, Vm};
 use drover_model::network::{HostNetwork, Network, Overlay};
-use drover_model::{NetworkId, TenantId, VmId};
+use drover_model::{NetworkId, TenantName, VmId};
 
 /// Each tenant has one of this name and subnet: the addresses of both are the same.
 const NAME: &str = "lan";
@@ -53,7 +53,7 @@ impl Host {
 }
 
 impl Cluster {
-    pub(crate) fn make_network(&mut self, tenant: TenantId) {
+    pub(crate) fn make_network(&mut self, tenant: TenantName) {
         let spec = NetworkSpec {
             name: NAME.parse().expect("the network's name is a label"),
             subnet: SUBNET.parse().expect("the network's subnet is one"),
@@ -63,7 +63,7 @@ impl Cluster {
             tenant,
         };
         let id = format!("net-{}", spec.tenant).parse().expect("two labels make one");
-        let _made = self.ask(Ask::CreateNetwork { id, spec });
+        let _made = self.ask(Action::CreateNetwork { id, spec });
     }
 
     /// A vm whose frames would not find it, from some host.

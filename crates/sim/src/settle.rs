@@ -3,7 +3,7 @@
 use crate::cluster::{Broken, Cluster};
 use crate::qemu::{Guest, Qemu};
 use drover_control::Control;
-use drover_control::interface::Ask;
+use drover_control::interface::Action;
 use drover_model::intent::{PowerIntent, RunIntent, Vm};
 use drover_model::plan::PlanState;
 use drover_model::{HostId, MigrationId, Millis, VmId};
@@ -76,10 +76,10 @@ impl Cluster {
                 continue;
             };
             if row.maintenance {
-                let _given_back = self.ask(Ask::UndrainHost { host: host.clone() });
+                let _given_back = self.ask(Action::UndrainHost { host: host.clone() });
             }
             if row.power == PowerIntent::Off {
-                let _on = self.ask(Ask::PowerHost { host: host.clone(), on: true });
+                let _on = self.ask(Action::PowerHost { host: host.clone(), on: true });
             }
             if row.power == PowerIntent::On && !self.is_on(host) && !self.is_waking(host) {
                 self.start_host(host);
@@ -89,12 +89,12 @@ impl Cluster {
             |control: &Control| control.migrations().filter(|m| m.paused && !m.phase.is_over()).map(|m| m.id).collect();
         let held: Vec<MigrationId> = self.control().map(held).unwrap_or_default();
         for id in held {
-            let _goes_on = self.ask(Ask::HoldMigration { id, held: false });
+            let _goes_on = self.ask(Action::HoldMigration { id, held: false });
         }
         let failed: Vec<VmId> =
             self.around.witness.vms().filter(|vm| self.has_failed(vm)).map(|vm| vm.id.clone()).collect();
         for vm in failed {
-            let _started = self.ask(Ask::SetRun { vm, run: RunIntent::Running });
+            let _started = self.ask(Action::SetRun { vm, run: RunIntent::Running });
         }
     }
 

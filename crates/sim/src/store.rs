@@ -2,7 +2,7 @@
 //! revision exactly one higher. Everything is kept as JSON text, so that what would be lost on a disk is lost here.
 
 use drover_control::EVENTS_MAX;
-use drover_control::interface::{Commit, Kept, KeptPattern, Object, ObjectKey, Stored, Write};
+use drover_control::interface::{Commit, Object, ObjectKey, PersistedState, Stored, StoredPattern, Write};
 use drover_model::{Revision, VmId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -108,12 +108,12 @@ impl Store {
     }
 
     /// Never fails by a fault: it is part of no commit, and lost it is learned anew.
-    pub fn keep(&mut self, kept: Vec<KeptPattern>, forgotten: &BTreeSet<VmId>) {
+    pub fn keep(&mut self, kept: Vec<StoredPattern>, forgotten: &BTreeSet<VmId>) {
         self.patterns.extend(kept.into_iter().map(|pattern| (pattern.vm, pattern.json)));
         self.patterns.retain(|vm, _| !forgotten.contains(vm));
     }
 
-    pub fn load(&self) -> Result<Kept, serde_json::Error> {
+    pub fn load(&self) -> Result<PersistedState, serde_json::Error> {
         let objects = self
             .objects
             .values()
@@ -121,9 +121,9 @@ impl Store {
             .collect::<Result<_, serde_json::Error>>()?;
         let events =
             self.events.iter().map(|text| serde_json::from_str(text)).collect::<Result<_, serde_json::Error>>()?;
-        let kept = |(vm, json): (&VmId, &String)| KeptPattern { vm: vm.clone(), json: json.clone() };
+        let kept = |(vm, json): (&VmId, &String)| StoredPattern { vm: vm.clone(), json: json.clone() };
         let patterns = self.patterns.iter().map(kept).collect();
-        Ok(Kept { objects, events, revision: self.revision, patterns })
+        Ok(PersistedState { objects, events, revision: self.revision, patterns })
     }
 }
 

@@ -5,12 +5,12 @@ use crate::cluster::Cluster;
 use crate::dice::Dice;
 use crate::load::Demand;
 use crate::schedule::Happening;
-use drover_control::interface::{Actor, Ask, Refusal};
+use drover_control::interface::{Action, Actor, Refusal};
 use drover_model::intent::{Image, ImageFile, JoinToken, PowerIntent, Role, RunIntent, Vm, VmSpec};
 use drover_model::migration::{Method, MigrationRecord, Priority};
 use drover_model::plan::PlanState;
 use drover_model::policy::{Aim, MigrationPolicy, Mode, Policy};
-use drover_model::{Bytes, HostId, Millis, TenantId, TimeMs, VmId};
+use drover_model::{Bytes, HostId, Millis, TenantName, TimeMs, VmId};
 use std::collections::BTreeMap;
 
 const TENANTS: [&str; 2] = ["blue", "green"];
@@ -34,7 +34,7 @@ pub struct Operator {
 
 /// What a vm of the workload asks for.
 #[derive(Debug, Clone, Default)]
-pub struct Wish {
+pub struct VmRequest {
     pub vcpus: u32,
     pub memory: Bytes,
     pub anti_affinity: Option<&'static str>,
@@ -57,10 +57,10 @@ impl Operator {
         self.active = false;
     }
 
-    fn wish(&mut self, hosts: &[HostId]) -> Wish {
+    fn request(&mut self, hosts: &[HostId]) -> VmRequest {
         let dice = &mut self.dice;
         let group = dice.pick(&["a", "b"]).copied();
-        Wish {
+        VmRequest {
             vcpus: dice.between(1, 2) as u32,
             memory: Bytes::mib(dice.between(1, 6) * 128),
             anti_affinity: group.filter(|_| dice.chance(0.2)),
@@ -94,7 +94,7 @@ impl Operator {
     }
 }
 
-fn tenant(index: usize) -> TenantId {
+fn tenant(index: usize) -> TenantName {
     TENANTS[index % TENANTS.len()].parse().expect("the tenants' names are labels")
 }
 
@@ -102,14 +102,14 @@ fn tenant(index: usize) -> TenantId {
 impl Cluster {
     pub(crate) fn set_up(&mut self) {
         for index in 0..TENANTS.len() {
-            let _made = self.ask(Ask::CreateTenant { id: tenant(index) });
+            let _made = self.ask(Action::CreateTenant { id: tenant(index) });
             self.make_network(tenant(index));
         }
         let kernel = Some(ImageFile { size: Bytes::mib(8), sha256: SECRET.to_owned() });
         let id = IMAGE.parse().expect("the image's name is a label");
         let created_at = self.now();
         let image = Image { id, created_at, kernel, initrd: None, disk: None, cmdline: String::new() };
-        let _made = self.ask(Ask::CreateImage { image });
+        let _made = self.ask(Action::CreateImage { image });
         let hosts: Vec<HostId> = self.fleet.hosts.keys().cloned().collect();
         for host in &hosts {
             self.join(host);
@@ -129,13 +129,13 @@ impl Cluster {
             created_at: now,
             expires_at,
         };
-        if self.ask(Ask::CreateJoinToken { token }).is_ok() {
-            let _joined = self.ask(Ask::Join { host: host.clone(), token: id, secret_sha256 });
+        if self.ask(Action::CreateJoinToken { token }).is_ok() {
+            let _joined = self.ask(Action::Join { host: host.clone(), token: id, secret_sha256 });
         }
     }
 
     /// As its tenant would.
-    pub fn create_vm(&mut self, wish: &Wish) -> Result<VmId, Refusal> {
+    pub fn create_vm(&mut self, request: &VmRequest) -> Result<VmId, Refusal> {
         self.operator.next_vm += 1;
         let number = self.operator.next_vm;
         let id: VmId = format!("vm-{number:012}").parse().expect("letters and digits make a name");
@@ -144,32 +144,32 @@ impl Cluster {
             name: format!("v{number}").parse().expect("a letter and a number make a name"),
             tenant: tenant.clone(),
             image: IMAGE.parse().expect("the image's name is a label"),
-            vcpus: wish.vcpus,
-            memory: wish.memory,
+            vcpus: request.vcpus,
+            memory: request.memory,
             nic: crate::network::card(number, &id),
-            anti_affinity: wish.anti_affinity.map(|group| group.parse().expect("the groups' names are labels")),
-            pinned_to: wish.pinned_to.iter().cloned().collect(),
+            anti_affinity: request.anti_affinity.map(|group| group.parse().expect("the groups' names are labels")),
+            pinned_to: request.pinned_to.iter().cloned().collect(),
             cpu_reserved: Default::default(),
             guest_args: BTreeMap::new(),
         };
         let (now, span_ms) = (self.now(), self.operator.span_ms);
-        let demand = Demand::new(&mut self.operator.dice, wish.vcpus, wish.memory, now, span_ms);
+        let demand = Demand::new(&mut self.operator.dice, request.vcpus, request.memory, now, span_ms);
         self.set_demand(&id, demand);
         let actor = Actor { name: tenant.to_string(), role: Role::Tenant { tenant } };
-        self.ask_as(actor, Ask::CreateVm { id: id.clone(), spec }).map(|_| id)
+        self.ask_as(actor, Action::CreateVm { id: id.clone(), spec }).map(|_| id)
     }
 
     pub(crate) fn populate(&mut self, vms: usize) {
         let policy = Box::new(self.operator.policy());
-        let _set = self.ask(Ask::SetPolicy { policy });
+        let _set = self.ask(Action::SetPolicy { policy });
         for _ in 0..vms {
-            let wish = self.operator.wish(&[]);
-            let _made = self.create_vm(&wish);
+            let request = self.operator.request(&[]);
+            let _made = self.create_vm(&request);
         }
     }
 }
 
-/// One wish after the other. What is refused is forgotten, as people do.
+/// One request after the other. What is refused is forgotten, as people do.
 impl Cluster {
     pub(crate) fn operate(&mut self) {
         if !self.operator.active {
@@ -209,23 +209,23 @@ impl Cluster {
         if self.around.witness.vms().count() < self.operator.vms_max {
             let hosts: Vec<HostId> = self.fleet.hosts.keys().cloned().collect();
             let pinned = self.operator.dice.chance(0.1);
-            let wish = self.operator.wish(if pinned { &hosts } else { &[] });
-            let _made = self.create_vm(&wish);
+            let request = self.operator.request(if pinned { &hosts } else { &[] });
+            let _made = self.create_vm(&request);
         }
     }
 
     /// Now and then somebody changes their mind at once.
     fn wish_run(&mut self, run: RunIntent) {
         let Some(vm) = self.any_vm(|vm| vm.run != run) else { return };
-        let _set = self.ask(Ask::SetRun { vm: vm.id.clone(), run });
+        let _set = self.ask(Action::SetRun { vm: vm.id.clone(), run });
         if self.operator.dice.chance(0.3) {
-            let _set = self.ask(Ask::SetRun { vm: vm.id, run: vm.run });
+            let _set = self.ask(Action::SetRun { vm: vm.id, run: vm.run });
         }
     }
 
     fn wish_removal(&mut self) {
         if let Some(vm) = self.any_vm(|_| true) {
-            let _removed = self.ask(Ask::RemoveVm { vm: vm.id });
+            let _removed = self.ask(Action::RemoveVm { vm: vm.id });
         }
     }
 
@@ -238,7 +238,7 @@ impl Cluster {
         if self.away() < HOSTS_AWAY_MAX
             && let Some(host) = self.any_host()
         {
-            let _drained = self.ask(Ask::DrainHost { host });
+            let _drained = self.ask(Action::DrainHost { host });
         }
     }
 
@@ -246,7 +246,7 @@ impl Cluster {
         let hosts: Vec<HostId> = self.fleet.hosts.keys().cloned().collect();
         for host in hosts {
             if self.around.witness.host(&host).is_some_and(|row| row.maintenance) {
-                let _given_back = self.ask(Ask::UndrainHost { host });
+                let _given_back = self.ask(Action::UndrainHost { host });
             }
         }
     }
@@ -255,14 +255,14 @@ impl Cluster {
         let to = self.any_host().filter(|_| self.operator.dice.chance(0.7));
         if let Some(vm) = self.any_vm(|vm| vm.run == RunIntent::Running && vm.migration.is_none()) {
             let method = self.operator.dice.pick(&METHODS).copied().flatten();
-            let _moves = self.ask(Ask::MigrateVm { vm: vm.id, to, method });
+            let _moves = self.ask(Action::MigrateVm { vm: vm.id, to, method });
         }
     }
 
     fn wish_cancel(&mut self) {
         let open = self.control().and_then(|control| control.migrations().find(|m| !m.phase.is_over()));
         if let Some(MigrationRecord { id, .. }) = open.cloned() {
-            let _cancelled = self.ask(Ask::CancelMigration { id });
+            let _cancelled = self.ask(Action::CancelMigration { id });
         }
     }
 
@@ -277,20 +277,20 @@ impl Cluster {
     /// What is held is let go on sooner or later.
     fn wish_hold(&mut self) {
         if let Some(record) = self.any_open() {
-            let _held = self.ask(Ask::HoldMigration { id: record.id, held: !record.paused });
+            let _held = self.ask(Action::HoldMigration { id: record.id, held: !record.paused });
         }
     }
 
     fn wish_priority(&mut self) {
         if let Some(MigrationRecord { id, .. }) = self.any_open() {
             let priority = self.operator.dice.pick(&PRIORITIES).copied().unwrap_or_default();
-            let _given = self.ask(Ask::PrioritiseMigration { id, priority });
+            let _given = self.ask(Action::PrioritiseMigration { id, priority });
         }
     }
 
     fn wish_policy(&mut self) {
         let policy = Box::new(self.operator.policy());
-        let _set = self.ask(Ask::SetPolicy { policy });
+        let _set = self.ask(Action::SetPolicy { policy });
     }
 
     fn wish_judgement(&mut self) {
@@ -299,16 +299,16 @@ impl Cluster {
             plan.or_else(|| control.plans().find(|plan| plan.state == PlanState::Running)).map(|plan| plan.id)
         };
         match self.control().and_then(proposed) {
-            Some(id) if self.operator.dice.chance(0.7) => drop(self.ask(Ask::ApprovePlan { id })),
-            Some(id) => drop(self.ask(Ask::RejectPlan { id })),
-            None => drop(self.ask(Ask::PlanNow)),
+            Some(id) if self.operator.dice.chance(0.7) => drop(self.ask(Action::ApprovePlan { id })),
+            Some(id) => drop(self.ask(Action::RejectPlan { id })),
+            None => drop(self.ask(Action::PlanNow)),
         }
     }
 
     fn wish_power(&mut self) {
         let Some(host) = self.any_host() else { return };
         let on = self.away() >= HOSTS_AWAY_MAX || self.operator.dice.chance(0.5);
-        let _switched = self.ask(Ask::PowerHost { host, on });
+        let _switched = self.ask(Action::PowerHost { host, on });
     }
 
     /// Removes a host, or lets a removed one join again.
@@ -317,7 +317,7 @@ impl Cluster {
         if self.around.witness.host(&host).is_none() {
             self.join(&host);
         } else if self.away() < HOSTS_AWAY_MAX && self.operator.dice.chance(0.3) {
-            let removed = self.ask(Ask::RemoveHost { host: host.clone() });
+            let removed = self.ask(Action::RemoveHost { host: host.clone() });
             if removed.is_ok() {
                 // Whoever takes a host out of a cluster empties it before it comes back.
                 self.wipe(&host);

@@ -312,7 +312,7 @@ fn entry(message: &RouteNetlinkMessage) -> Option<Entry> {
     Some(Entry { device: header.ifindex, mac, to })
 }
 
-/// Told without its family among the entries of bridges.
+/// DesiredNetwork without its family among the entries of bridges.
 fn tunnel_end(address: &NeighbourAddress) -> Option<IpAddr> {
     match address {
         NeighbourAddress::Inet(address) => Some(IpAddr::V4(*address)),

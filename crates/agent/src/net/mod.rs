@@ -145,10 +145,10 @@ struct Inner {
     current: Mutex<Current>,
     applied: StdMutex<Applied>,
     /// The server's newest word, until somebody has taken it up: whoever comes next does.
-    told: StdMutex<Option<Told>>,
+    told: StdMutex<Option<DesiredNetwork>>,
 }
 
-struct Told {
+struct DesiredNetwork {
     network: HostNetwork,
     local: Option<IpAddr>,
 }
@@ -197,7 +197,7 @@ impl Net {
         if known {
             let mut slow = net.inner.slow.lock().await;
             // The server hears of it with its next word; vms that run need nothing of this.
-            if let Err(error) = net.stand(&mut slow).await {
+            if let Err(error) = net.apply_desired(&mut slow).await {
                 tracing::warn!(error = chain(&error), "networks could not be set up as they were");
             }
             drop(slow);
@@ -217,7 +217,7 @@ impl Net {
         if self.inner.config.providers.contains_key(network) {
             return true;
         }
-        self.take_up(&mut *self.inner.slow.lock().await).await;
+        self.adopt_newest(&mut *self.inner.slow.lock().await).await;
         self.inner.current.lock().await.state.overlay(network).is_some()
     }
 
@@ -243,14 +243,14 @@ impl Net {
             if generation < newest.max(locked(&self.inner.applied).generation) {
                 return;
             }
-            *told = Some(Told { network, local });
+            *told = Some(DesiredNetwork { network, local });
         }
         let inner = Arc::downgrade(&self.inner);
         tokio::spawn(async move {
             for _ in 0..APPLY_TRIES_MAX {
                 let Some(inner) = inner.upgrade() else { return };
                 let net = Self { inner };
-                net.take_up(&mut *net.inner.slow.lock().await).await;
+                net.adopt_newest(&mut *net.inner.slow.lock().await).await;
                 if locked(&net.inner.told).is_none() {
                     return;
                 }
@@ -264,12 +264,12 @@ impl Net {
     #[cfg(test)]
     pub async fn apply(&self, network: HostNetwork, local: Option<IpAddr>) -> Result<(), String> {
         self.tell(network, local);
-        self.take_up(&mut *self.inner.slow.lock().await).await;
+        self.adopt_newest(&mut *self.inner.slow.lock().await).await;
         self.applied().1.map_or(Ok(()), Err)
     }
 
     /// Makes stand what was told, if that has not been done. What failed is kept, to be tried again.
-    async fn take_up(&self, slow: &mut Slow) {
+    async fn adopt_newest(&self, slow: &mut Slow) {
         let Some(told) = locked(&self.inner.told).take() else { return };
         let generation = told.network.generation;
         let result = self.replace(slow, &told).await;
@@ -284,7 +284,7 @@ impl Net {
         }
     }
 
-    async fn replace(&self, slow: &mut Slow, told: &Told) -> Result<(), NetError> {
+    async fn replace(&self, slow: &mut Slow, told: &DesiredNetwork) -> Result<(), NetError> {
         state::check(&told.network, &self.inner.config.providers)?;
         if told.local.is_none() && !told.network.overlays.is_empty() {
             return Err(NetError::NoOverlayAddress);
@@ -295,11 +295,11 @@ impl Net {
             next.accept(told.network.clone(), told.local)?;
             current.state = next;
         }
-        self.stand(slow).await
+        self.apply_desired(slow).await
     }
 
     /// Makes the state stand, in an order in which nothing is open that should be shut.
-    async fn stand(&self, slow: &mut Slow) -> Result<(), NetError> {
+    async fn apply_desired(&self, slow: &mut Slow) -> Result<(), NetError> {
         self.drop_expired().await?;
         let links = self.links().await?;
         self.adopt(&links).await;
@@ -440,7 +440,7 @@ impl Net {
     /// Makes the vm's tap, or finds it, guards it, and puts it on its network. Gives the tap's name.
     pub async fn attach(&self, vm: &VmId, mac: &str, network: &NetworkId, coming: Coming) -> Result<String, NetError> {
         let mut slow = self.inner.slow.lock().await;
-        self.take_up(&mut slow).await;
+        self.adopt_newest(&mut slow).await;
         let tap = tap_name(vm);
         let parsed: Mac = mac.parse().map_err(|error| NetError::BadNetwork { what: format!("{vm}: {error}") })?;
         let state = {

@@ -140,7 +140,7 @@ impl Net {
             let Some(inner) = inner.upgrade() else { return };
             let net = Self { inner };
             let mut slow = net.inner.slow.lock().await;
-            if let Err(error) = net.stand(&mut slow).await {
+            if let Err(error) = net.apply_desired(&mut slow).await {
                 tracing::warn!(error = chain(&error), "what was left of a vm's network could not be removed");
             }
         });

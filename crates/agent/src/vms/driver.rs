@@ -115,7 +115,7 @@ impl Driver {
         let adjust = match &begin {
             Begin::PreCopy(copying) => Some(copying.adjust()),
             Begin::AtSwitchOver(waiting) | Begin::Committed(waiting) => Some(waiting.adjust()),
-            // Told with the post-copy, if it comes to that.
+            // DesiredNetwork with the post-copy, if it comes to that.
             Begin::SwitchingOver(_) | Begin::PostCopy(_) | Begin::Stalled(_) => None,
         };
         let task = tokio::spawn(async move {

@@ -2,7 +2,7 @@
 
 use super::schema;
 use drover_model::event::{Event, Severity};
-use drover_model::{EventSeq, TenantId};
+use drover_model::{EventSeq, TenantName};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -24,7 +24,7 @@ pub struct EventView {
     pub object: String,
     /// Who may see it besides operators.
     #[schema(value_type = Option<String>)]
-    pub tenant: Option<TenantId>,
+    pub tenant: Option<TenantName>,
     /// A stable word for programs: `vm-created`, `host-hot`, `migration-done`, ...
     pub kind: String,
     /// One sentence for people.

@@ -6,7 +6,9 @@ use drover_model::migration::{
     Interval, Method, MigrationPhase, MigrationProgress, MigrationRecord, MigrationReport, Prediction, Priority,
     Strategy,
 };
-use drover_model::{Bytes, Generation, HostId, MigrationId, Millis, PlanId, Revision, TenantId, TimeMs, VmId, VmName};
+use drover_model::{
+    Bytes, Generation, HostId, MigrationId, Millis, PlanId, Revision, TenantName, TimeMs, VmId, VmName,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -22,7 +24,7 @@ pub struct MigrationView {
     #[schema(value_type = Option<String>)]
     pub vm_name: Option<VmName>,
     #[schema(value_type = Option<String>)]
-    pub tenant: Option<TenantId>,
+    pub tenant: Option<TenantName>,
     #[schema(value_type = String)]
     pub from: HostId,
     #[schema(value_type = String)]

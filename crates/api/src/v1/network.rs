@@ -2,7 +2,7 @@
 
 use super::schema;
 use drover_model::network::{self, Direction, Network, Port, Protocol, Remote, Subnet};
-use drover_model::{HostId, NetworkId, NetworkName, PortId, Revision, SecurityGroupId, TenantId};
+use drover_model::{HostId, NetworkId, NetworkName, PortId, Revision, SecurityGroupId, TenantName};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr};
 use utoipa::{IntoParams, ToSchema};
@@ -25,7 +25,7 @@ pub struct NetworkView {
     #[schema(value_type = String)]
     pub name: NetworkName,
     #[schema(value_type = String)]
-    pub tenant: TenantId,
+    pub tenant: TenantName,
     #[schema(value_type = u64)]
     pub revision: Revision,
     /// VXLAN network identifier.
@@ -112,7 +112,7 @@ pub struct SecurityGroupView {
     #[schema(value_type = String)]
     pub name: SecurityGroupId,
     #[schema(value_type = String)]
-    pub tenant: TenantId,
+    pub tenant: TenantName,
     #[schema(value_type = u64)]
     pub revision: Revision,
     pub rules: Vec<SecurityRule>,

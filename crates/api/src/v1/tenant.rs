@@ -1,7 +1,7 @@
 //! Tenants and API tokens.
 
 use drover_model::intent::{ApiToken, Role, Tenant};
-use drover_model::{Revision, TenantId, TokenId};
+use drover_model::{Revision, TenantName, TokenId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use utoipa::ToSchema;
@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TenantView {
     #[schema(value_type = String)]
-    pub id: TenantId,
+    pub id: TenantName,
     #[schema(value_type = u64)]
     pub revision: Revision,
     pub created_at_ms: u64,
@@ -56,7 +56,7 @@ impl From<&Role> for RoleName {
     }
 }
 
-fn tenant_of(role: &Role) -> Option<TenantId> {
+fn tenant_of(role: &Role) -> Option<TenantName> {
     match role {
         Role::Operator => None,
         Role::Tenant { tenant } => Some(tenant.clone()),
@@ -73,7 +73,7 @@ pub struct TokenView {
     pub role: RoleName,
     /// With role `tenant` only.
     #[schema(value_type = Option<String>)]
-    pub tenant: Option<TenantId>,
+    pub tenant: Option<TenantName>,
     pub created_at_ms: u64,
     /// `null`: never.
     pub expires_at_ms: Option<u64>,
@@ -131,7 +131,7 @@ pub struct Whoami {
     pub name: String,
     pub role: RoleName,
     #[schema(value_type = Option<String>)]
-    pub tenant: Option<TenantId>,
+    pub tenant: Option<TenantName>,
 }
 
 impl Whoami {

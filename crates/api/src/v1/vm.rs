@@ -7,7 +7,7 @@ use drover_model::load::VmSample;
 use drover_model::migration::Method;
 use drover_model::{
     Bytes, Generation, GroupId, HostId, ImageId, MigrationId, NetworkId, NetworkName, Revision, SecurityGroupId,
-    TenantId, VmId, VmName,
+    TenantName, VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ pub struct VmView {
     #[schema(value_type = String)]
     pub name: VmName,
     #[schema(value_type = String)]
-    pub tenant: TenantId,
+    pub tenant: TenantName,
     #[schema(value_type = u64)]
     pub revision: Revision,
     #[schema(value_type = String)]

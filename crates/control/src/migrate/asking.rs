@@ -2,7 +2,7 @@
 //!
 //! Asked for, it is [`MigrationPhase::Queued`]: [`crate::transfers`] says when its turn has come.
 
-use super::Wish;
+use super::MigrationRequest;
 use crate::Control;
 use crate::interface::Refusal;
 use crate::lifecycle::vm_event;
@@ -31,18 +31,18 @@ pub struct Forecast {
     pub waits_for: Option<String>,
 }
 
-/// Takes the wish into the queue. The caller has judged by load; here the rules that hold whatever the load are looked at
+/// Takes the request into the queue. The caller has judged by load; here the rules that hold whatever the load are looked at
 /// once more.
-pub fn ask(control: &mut Control, now: TimeMs, wish: Wish) -> Result<MigrationId, Refusal> {
-    let row = control.require::<Vm>(&wish.vm, "vm")?.clone();
+pub fn ask(control: &mut Control, now: TimeMs, request: MigrationRequest) -> Result<MigrationId, Refusal> {
+    let row = control.require::<Vm>(&request.vm, "vm")?.clone();
     let world = control.world_of(now, &row);
-    let from = may_begin(control, &row, &wish.to)?;
-    if let Some(why) = control.forbids_method(&from, &wish.to, wish.method) {
+    let from = may_begin(control, &row, &request.to)?;
+    if let Some(why) = control.forbids_method(&from, &request.to, request.method) {
         return Err(Refusal::conflict(why));
     }
-    let choice = choose(control, &world, &row, &from, &wish.to, wish.method);
+    let choice = choose(control, &world, &row, &from, &request.to, request.method);
     let id = control.tables.next_migration();
-    let Wish { vm, to, plan, reason, priority, .. } = wish;
+    let MigrationRequest { vm, to, plan, reason, priority, .. } = request;
     let name = &row.spec.name;
     let text = format!(
         "{name} is to move from {from} to {to}, because {reason}; by {}, because {}; about {} are expected, the guest \
@@ -180,8 +180,8 @@ pub fn by_hand(
         return Err(Refusal::conflict(format!("{} can't move to {to}: {why}", row.spec.name)));
     }
     let reason = format!("{by} asked for it");
-    let wish = Wish { vm: vm.clone(), to, plan: None, reason, priority: Priority::Normal, method };
-    ask(control, now, wish)
+    let request = MigrationRequest { vm: vm.clone(), to, plan: None, reason, priority: Priority::Normal, method };
+    ask(control, now, request)
 }
 
 impl Control {

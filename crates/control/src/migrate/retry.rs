@@ -1,7 +1,7 @@
 //! Pre-copy that would not end: the same move once more by post-copy, which does.
 
 use super::asking::ask;
-use super::{Wish, close};
+use super::{MigrationRequest, close};
 use crate::Control;
 use crate::lifecycle::vm_event;
 use drover_model::TimeMs;
@@ -21,7 +21,7 @@ pub fn once_more(control: &mut Control, now: TimeMs, record: &MigrationRecord, w
         return close(control, now, record, first(remedy.to_owned()), None);
     }
     close(control, now, record, first("it is tried once more, by post-copy".to_owned()), None);
-    let wish = Wish {
+    let request = MigrationRequest {
         vm: record.vm.clone(),
         to: record.to.clone(),
         plan: record.plan,
@@ -29,7 +29,7 @@ pub fn once_more(control: &mut Control, now: TimeMs, record: &MigrationRecord, w
         priority: record.priority,
         method: Some(Method::PostCopy),
     };
-    if let Err(refusal) = ask(control, now, wish)
+    if let Err(refusal) = ask(control, now, request)
         && let Some(vm) = control.vm(&record.vm).cloned()
     {
         let text = format!("{} could not be moved by post-copy either: {refusal}", vm.spec.name);

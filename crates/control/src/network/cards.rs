@@ -7,7 +7,7 @@ use crate::lifecycle::vm_event;
 use drover_model::event::Severity;
 use drover_model::intent::{Nic, Vm};
 use drover_model::network::{Bandwidth, Subnet};
-use drover_model::{Bytes, SecurityGroupId, TenantId, TimeMs, VmId};
+use drover_model::{Bytes, SecurityGroupId, TenantName, TimeMs, VmId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -22,7 +22,7 @@ pub fn address(nic: &Nic) -> Option<Subnet> {
 
 /// The card as it will be: network found, address assigned, groups known. `asked.network` is a name as the tenant wrote
 /// it, `asked.address` an address with or without a prefix.
-pub fn card(control: &Control, tenant: &TenantId, asked: Nic) -> Result<Nic, Refusal> {
+pub fn card(control: &Control, tenant: &TenantName, asked: Nic) -> Result<Nic, Refusal> {
     check_groups(control, tenant, &asked.security_groups)?;
     check_bandwidth(asked.bandwidth)?;
     let network = match control.named(tenant, &asked.network)? {
@@ -58,7 +58,7 @@ pub fn card(control: &Control, tenant: &TenantId, asked: Nic) -> Result<Nic, Ref
     Ok(Nic { network: network.id, address: Some(Subnet { address, prefix }.to_string()), ..asked })
 }
 
-fn check_groups(control: &Control, tenant: &TenantId, groups: &BTreeSet<SecurityGroupId>) -> Result<(), Refusal> {
+fn check_groups(control: &Control, tenant: &TenantName, groups: &BTreeSet<SecurityGroupId>) -> Result<(), Refusal> {
     if groups.len() > GROUPS_PER_VM_MAX {
         let detail = format!("names {} groups; a vm is in {GROUPS_PER_VM_MAX} at most", groups.len());
         return Err(Refusal::invalid("security_groups", detail));

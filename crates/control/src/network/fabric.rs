@@ -12,7 +12,7 @@ use drover_model::event::Severity;
 use drover_model::intent::{Host, Nic, Vm};
 use drover_model::migration::MigrationRecord;
 use drover_model::network::{HostNetwork, Network, Port, Remote, SecurityGroup};
-use drover_model::{HostId, MigrationId, NetworkId, PortId, SecurityGroupId, TenantId, TimeMs, VmId, VmName};
+use drover_model::{HostId, MigrationId, NetworkId, PortId, SecurityGroupId, TenantName, TimeMs, VmId, VmName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -31,7 +31,7 @@ pub struct Fabric {
     members: BTreeMap<VmId, Member>,
     by_host: Index<HostId>,
     by_network: Index<NetworkId>,
-    by_group: Index<(TenantId, SecurityGroupId)>,
+    by_group: Index<(TenantName, SecurityGroupId)>,
     ports: BTreeMap<PortId, (NetworkId, HostId)>,
     ports_by_network: BTreeMap<NetworkId, BTreeSet<PortId>>,
     end_points: BTreeMap<HostId, IpAddr>,
@@ -45,7 +45,7 @@ pub struct Fabric {
 /// A vm with a network card.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Member {
-    pub tenant: TenantId,
+    pub tenant: TenantName,
     pub name: VmName,
     pub nic: Nic,
     /// Has the right to run it: where the others send frames to.
@@ -204,7 +204,7 @@ impl Fabric {
     }
 
     /// Hosts of the group's own vms.
-    fn stale_by_group(&mut self, group: &(TenantId, SecurityGroupId)) {
+    fn stale_by_group(&mut self, group: &(TenantName, SecurityGroupId)) {
         let vms = self.by_group.get(group).into_iter().flatten();
         let hosts: Vec<HostId> =
             vms.filter_map(|vm| self.members.get(vm)).flat_map(|member| member.present.iter().cloned()).collect();
@@ -212,7 +212,7 @@ impl Fabric {
     }
 
     /// Hosts of vms that a rule guards which speaks of this group.
-    fn stale_by_remote(&mut self, tables: &Tables, tenant: &TenantId, remote: &SecurityGroupId) {
+    fn stale_by_remote(&mut self, tables: &Tables, tenant: &TenantName, remote: &SecurityGroupId) {
         let speaks = |group: &&SecurityGroup| {
             group.rules.iter().any(|rule| matches!(&rule.remote, Remote::Group { group } if group == remote))
         };
@@ -236,7 +236,7 @@ impl Fabric {
 
     pub(super) fn group_members<'a>(
         &'a self,
-        tenant: &TenantId,
+        tenant: &TenantName,
         group: &SecurityGroupId,
     ) -> impl Iterator<Item = &'a Member> {
         self.members_in(self.by_group.get(&(tenant.clone(), group.clone()))).map(|(_, member)| member)

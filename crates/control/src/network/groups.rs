@@ -6,7 +6,7 @@ use crate::interface::{Actor, Refusal, Reply};
 use drover_model::event::Severity;
 use drover_model::intent::{Tenant, Vm};
 use drover_model::network::{Protocol, Remote, SecurityGroup, SecurityRule, Subnet};
-use drover_model::{SecurityGroupId, TenantId, TimeMs};
+use drover_model::{SecurityGroupId, TenantName, TimeMs};
 
 const GROUPS_PER_TENANT_MAX: usize = 128;
 const RULES_MAX: usize = 64;
@@ -35,7 +35,7 @@ pub fn set_rules(
     control: &mut Control,
     now: TimeMs,
     actor: &Actor,
-    tenant: TenantId,
+    tenant: TenantName,
     id: SecurityGroupId,
     rules: Vec<SecurityRule>,
 ) -> Result<Reply, Refusal> {
@@ -53,7 +53,7 @@ pub fn remove_group(
     control: &mut Control,
     now: TimeMs,
     actor: &Actor,
-    tenant: TenantId,
+    tenant: TenantName,
     id: SecurityGroupId,
 ) -> Result<Reply, Refusal> {
     own_group(control, actor, &tenant, &id)?;
@@ -81,7 +81,7 @@ pub fn remove_group(
 fn own_group(
     control: &Control,
     actor: &Actor,
-    tenant: &TenantId,
+    tenant: &TenantName,
     id: &SecurityGroupId,
 ) -> Result<SecurityGroup, Refusal> {
     let group = control.security_group(tenant, id).filter(|_| may_touch(actor, tenant));
@@ -91,7 +91,7 @@ fn own_group(
 /// The rules as they will be kept: sound, and subnets in their usual form. A group may speak of itself.
 fn checked(
     control: &Control,
-    tenant: &TenantId,
+    tenant: &TenantName,
     of: &SecurityGroupId,
     rules: Vec<SecurityRule>,
 ) -> Result<Vec<SecurityRule>, Refusal> {
@@ -126,6 +126,13 @@ fn checked(
     Ok(kept)
 }
 
-fn group_event(control: &mut Control, now: TimeMs, tenant: &TenantId, id: &SecurityGroupId, kind: &str, text: String) {
+fn group_event(
+    control: &mut Control,
+    now: TimeMs,
+    tenant: &TenantName,
+    id: &SecurityGroupId,
+    kind: &str,
+    text: String,
+) {
     control.tables.event(now, Severity::Info, format!("security-group/{tenant}/{id}"), Some(tenant), kind, text);
 }

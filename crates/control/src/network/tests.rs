@@ -1,8 +1,8 @@
 //! Requests and what hosts are told of them, through the state machine as the server drives it.
 
 use crate::interface::{
-    Actor, AgentMessage, Ask, ConnectionId, Effect, Input, NetworkReport, NetworkSpec, PortSpec, Refusal, RefusalKind,
-    Reply, Request, RequestId,
+    Action, Actor, AgentMessage, ConnectionId, Effect, Input, NetworkReport, NetworkSpec, PortSpec, Refusal,
+    RefusalKind, Reply, Request, RequestId,
 };
 use crate::{Control, Settings};
 use drover_model::command::Command;
@@ -68,15 +68,15 @@ impl Site {
     fn new(hosts: u64) -> Self {
         let initial_policy = Policy { mode: Mode::Observe, ..Policy::default() };
         let settings = Settings { initial_policy, ..Settings::default() };
-        let control = Control::load(crate::interface::Kept::default(), settings, TimeMs(1_000));
+        let control = Control::load(crate::interface::PersistedState::default(), settings, TimeMs(1_000));
         let mut site = Self { control, now: 1_000, effects: Vec::new() };
         for tenant in ["blue", "green"] {
-            site.done(Ask::CreateTenant { id: tenant.parse().unwrap() });
+            site.done(Action::CreateTenant { id: tenant.parse().unwrap() });
         }
         let kernel = Some(ImageFile { size: Bytes(1), sha256: String::new() });
         let (id, created_at) = ("tiny".parse().unwrap(), TimeMs(1));
         let image = Image { id, created_at, kernel, initrd: None, disk: None, cmdline: String::new() };
-        site.done(Ask::CreateImage { image });
+        site.done(Action::CreateImage { image });
         for n in 1..=hosts {
             let host: drover_model::HostId = format!("h{n}").parse().unwrap();
             let id: drover_model::TokenId = format!("join-{n}").parse().unwrap();
@@ -88,8 +88,8 @@ impl Site {
                 created_at: TimeMs(1),
                 expires_at,
             };
-            site.done(Ask::CreateJoinToken { token });
-            site.done(Ask::Join { host, token: id, secret_sha256 });
+            site.done(Action::CreateJoinToken { token });
+            site.done(Action::Join { host, token: id, secret_sha256 });
             site.connect(n, n);
         }
         site
@@ -106,16 +106,16 @@ impl Site {
         })
     }
 
-    fn ask(&mut self, actor: Actor, ask: Ask) -> Result<Reply, Refusal> {
-        let request = Request { id: RequestId(1), actor, idempotency_key: None, if_match: None, ask };
+    fn ask(&mut self, actor: Actor, ask: Action) -> Result<Reply, Refusal> {
+        let request = Request { id: RequestId(1), actor, idempotency_key: None, if_match: None, action: ask };
         self.step(Input::Request(request)).expect("a request is answered in its step")
     }
 
-    fn done(&mut self, ask: Ask) {
+    fn done(&mut self, ask: Action) {
         self.ask(operator(), ask).unwrap();
     }
 
-    fn refused(&mut self, ask: Ask, kind: RefusalKind, words: &str) {
+    fn refused(&mut self, ask: Action, kind: RefusalKind, words: &str) {
         let refusal = self.ask(operator(), ask).unwrap_err();
         assert_eq!(refusal.kind, kind, "{refusal}");
         assert!(refusal.detail.contains(words), "{refusal}");
@@ -153,7 +153,7 @@ impl Site {
 
     fn network(&mut self, tenant: &str, name: &str) {
         let id = format!("net-{tenant}-{name}").parse().unwrap();
-        self.done(Ask::CreateNetwork { id, spec: spec(tenant, name, "10.0.0.0/29") });
+        self.done(Action::CreateNetwork { id, spec: spec(tenant, name, "10.0.0.0/29") });
     }
 
     /// On the host of this number, when it is placed.
@@ -173,7 +173,7 @@ impl Site {
             cpu_reserved: Default::default(),
             guest_args: Default::default(),
         };
-        self.ask(tenant_of(tenant), Ask::CreateVm { id: id.clone(), spec })?;
+        self.ask(tenant_of(tenant), Action::CreateVm { id: id.clone(), spec })?;
         Ok(self.control.vm(&id).unwrap().spec.nic.clone().unwrap())
     }
 
@@ -195,7 +195,7 @@ fn a_vm_gets_the_lowest_free_address_and_gives_it_back_when_it_is_gone() {
     let mut site = Site::new(1);
     let router = Some(Ipv4Addr::new(10, 0, 0, 1));
     let spec = NetworkSpec { router, ..spec("blue", "lan", "10.0.0.0/29") };
-    site.done(Ask::CreateNetwork { id: "net-blue-lan".parse().unwrap(), spec });
+    site.done(Action::CreateNetwork { id: "net-blue-lan".parse().unwrap(), spec });
     let fixed = |text: &'static str| move |nic: &mut Nic| nic.address = Some(text.to_owned());
     let fixed_at = |site: &mut Site, name: &str, text| site.try_vm("blue", name, 1, fixed(text)).map(|nic| nic.address);
     assert_eq!(fixed_at(&mut site, "c", "10.0.0.3").unwrap().as_deref(), Some("10.0.0.3/29"));
@@ -208,7 +208,7 @@ fn a_vm_gets_the_lowest_free_address_and_gives_it_back_when_it_is_gone() {
         mac: None,
         address: None,
     };
-    site.done(Ask::CreatePort { spec: port });
+    site.done(Action::CreatePort { spec: port });
     assert_eq!(site.control.ports().next().unwrap().address, Ipv4Addr::new(10, 0, 0, 4));
     assert_eq!(site.vm("blue", "b", 1).as_deref(), Some("10.0.0.5/29"));
     for (text, kind) in [
@@ -227,7 +227,7 @@ fn a_vm_gets_the_lowest_free_address_and_gives_it_back_when_it_is_gone() {
     assert_eq!(site.vm("blue", "d", 1).as_deref(), Some("10.0.0.6/29"));
     let full = site.try_vm("blue", "e", 1, |_| {}).unwrap_err();
     assert!(full.detail.contains("every address of network lan"), "{full}");
-    site.done(Ask::RemoveVm { vm: vm_id("c") });
+    site.done(Action::RemoveVm { vm: vm_id("c") });
     site.tick();
     assert_eq!(site.vm("blue", "e", 1).as_deref(), Some("10.0.0.3/29"));
 }
@@ -245,19 +245,19 @@ fn a_name_means_the_tenants_own_network_and_never_anothers() {
     let refusal = site.try_vm("green", "c", 1, by_id).unwrap_err();
     assert!(refusal.detail.contains("there is no network"), "{refusal}");
     let id = "net-blue-lan".parse().unwrap();
-    assert_eq!(site.ask(tenant_of("green"), Ask::RemoveNetwork { id }).unwrap_err().kind, RefusalKind::NotFound);
+    assert_eq!(site.ask(tenant_of("green"), Action::RemoveNetwork { id }).unwrap_err().kind, RefusalKind::NotFound);
     assert!(site.control.find_network("net-blue-lan", &tenant_of("green"), None).is_err());
     assert_eq!(site.control.find_network("lan", &operator(), None).unwrap_err().kind, RefusalKind::Conflict);
     let (blue, theirs) = ("blue".parse().unwrap(), spec("green", "mine", "10.0.0.0/8"));
     assert_eq!(site.control.find_network("lan", &operator(), Some(&blue)).unwrap().as_str(), "net-blue-lan");
-    let ask = Ask::CreateNetwork { id: "net-x".parse().unwrap(), spec: theirs };
+    let ask = Action::CreateNetwork { id: "net-x".parse().unwrap(), spec: theirs };
     assert_eq!(site.ask(tenant_of("blue"), ask).unwrap_err().kind, RefusalKind::Forbidden);
     // A provider network is everybody's, and tells nothing of addresses.
     let provider = |nic: &mut Nic| nic.network = "prov".parse().unwrap();
     assert_eq!(site.try_vm("green", "d", 1, provider).unwrap().address, None);
     let plain = |nic: &mut Nic| (nic.network, nic.address) = ("prov".parse().unwrap(), Some("10.9.9.9".to_owned()));
     assert_eq!(site.try_vm("green", "e", 1, plain).unwrap_err().field, Some("address"));
-    let ask = Ask::CreateNetwork { id: "net-p".parse().unwrap(), spec: spec("blue", "prov", "10.0.0.0/8") };
+    let ask = Action::CreateNetwork { id: "net-p".parse().unwrap(), spec: spec("blue", "prov", "10.0.0.0/8") };
     site.refused(ask, RefusalKind::Conflict, "is a provider network");
 }
 
@@ -281,13 +281,13 @@ fn a_network_that_makes_no_sense_is_refused_by_the_field() {
         (NetworkSpec { mtu: 575, ..sound() }, "mtu"),
         (NetworkSpec { mtu: 8951, ..sound() }, "mtu"),
     ] {
-        let refusal = site.ask(operator(), Ask::CreateNetwork { id: "net-a".parse().unwrap(), spec }).unwrap_err();
+        let refusal = site.ask(operator(), Action::CreateNetwork { id: "net-a".parse().unwrap(), spec }).unwrap_err();
         assert_eq!(refusal.field, Some(field), "{refusal}");
     }
     assert_eq!(site.control.networks().count(), 0);
     for n in 0..50 {
         let id = format!("net-{n}").parse().unwrap();
-        site.done(Ask::CreateNetwork { id, spec: spec("blue", &format!("lan-{n}"), "10.0.0.0/8") });
+        site.done(Action::CreateNetwork { id, spec: spec("blue", &format!("lan-{n}"), "10.0.0.0/8") });
     }
     let vnis: std::collections::BTreeSet<u32> = site.control.networks().map(|network| network.vni).collect();
     assert_eq!(vnis.len(), 50);
@@ -299,28 +299,29 @@ fn what_is_in_use_is_not_removed() {
     let mut site = Site::new(1);
     site.network("blue", "lan");
     let (web, db) = ("web", "db");
-    site.done(Ask::CreateSecurityGroup { group: group("blue", web, vec![rule(Remote::Any)]) });
+    site.done(Action::CreateSecurityGroup { group: group("blue", web, vec![rule(Remote::Any)]) });
     let of_web = Remote::Group { group: web.parse().unwrap() };
-    site.done(Ask::CreateSecurityGroup { group: group("blue", db, vec![rule(of_web)]) });
-    let remove = |name: &str| Ask::RemoveSecurityGroup { tenant: "blue".parse().unwrap(), id: name.parse().unwrap() };
+    site.done(Action::CreateSecurityGroup { group: group("blue", db, vec![rule(of_web)]) });
+    let remove =
+        |name: &str| Action::RemoveSecurityGroup { tenant: "blue".parse().unwrap(), id: name.parse().unwrap() };
     site.try_vm("blue", "a", 1, |nic| nic.security_groups = [db.parse().unwrap()].into()).unwrap();
     site.refused(remove(web), RefusalKind::Conflict, "a rule of security group db");
     site.refused(remove(db), RefusalKind::Conflict, "1 vms are in");
     let id: drover_model::NetworkId = "net-blue-lan".parse().unwrap();
-    site.refused(Ask::RemoveNetwork { id: id.clone() }, RefusalKind::Conflict, "1 vms and 0 ports");
-    site.done(Ask::RemoveVm { vm: vm_id("a") });
+    site.refused(Action::RemoveNetwork { id: id.clone() }, RefusalKind::Conflict, "1 vms and 0 ports");
+    site.done(Action::RemoveVm { vm: vm_id("a") });
     site.tick();
-    site.refused(Ask::RemoveTenant { id: "blue".parse().unwrap() }, RefusalKind::Conflict, "1 networks and 2");
+    site.refused(Action::RemoveTenant { id: "blue".parse().unwrap() }, RefusalKind::Conflict, "1 networks and 2");
     site.done(remove(db));
     site.done(remove(web));
-    site.done(Ask::RemoveNetwork { id });
-    site.done(Ask::RemoveTenant { id: "blue".parse().unwrap() });
+    site.done(Action::RemoveNetwork { id });
+    site.done(Action::RemoveTenant { id: "blue".parse().unwrap() });
 }
 
 #[test]
 fn a_rule_that_makes_no_sense_changes_nothing() {
     let mut site = Site::new(1);
-    site.done(Ask::CreateSecurityGroup { group: group("green", "theirs", Vec::new()) });
+    site.done(Action::CreateSecurityGroup { group: group("green", "theirs", Vec::new()) });
     let bad = |change: fn(&mut SecurityRule)| {
         let mut rule = rule(Remote::Any);
         change(&mut rule);
@@ -332,10 +333,10 @@ fn a_rule_that_makes_no_sense_changes_nothing() {
         bad(|rule| rule.ports = Some((0, 80))),
         bad(|rule| rule.remote = Remote::Group { group: "theirs".parse().unwrap() }),
     ] {
-        let ask = Ask::CreateSecurityGroup { group: group("blue", "web", vec![rule]) };
+        let ask = Action::CreateSecurityGroup { group: group("blue", "web", vec![rule]) };
         assert_eq!(site.ask(tenant_of("blue"), ask).unwrap_err().field, Some("rules"));
     }
-    let ask = Ask::CreateSecurityGroup { group: group("blue", "web", vec![rule(Remote::Any); 65]) };
+    let ask = Action::CreateSecurityGroup { group: group("blue", "web", vec![rule(Remote::Any); 65]) };
     assert_eq!(site.ask(tenant_of("blue"), ask).unwrap_err().field, Some("rules"));
     assert!(site.control.security_group(&"blue".parse().unwrap(), &"web".parse().unwrap()).is_none());
     let theirs = |nic: &mut Nic| nic.security_groups = ["theirs".parse().unwrap()].into();
@@ -389,9 +390,9 @@ fn a_group_stands_for_the_addresses_of_its_vms_on_the_same_network() {
     let mut site = Site::new(2);
     site.network("blue", "lan");
     site.network("blue", "other");
-    site.done(Ask::CreateSecurityGroup { group: group("blue", "web", Vec::new()) });
+    site.done(Action::CreateSecurityGroup { group: group("blue", "web", Vec::new()) });
     let of_web = rule(Remote::Group { group: "web".parse().unwrap() });
-    site.done(Ask::CreateSecurityGroup { group: group("blue", "db", vec![of_web.clone()]) });
+    site.done(Action::CreateSecurityGroup { group: group("blue", "db", vec![of_web.clone()]) });
     let within = |name: &'static str| move |nic: &mut Nic| nic.security_groups = [name.parse().unwrap()].into();
     site.try_vm("blue", "db", 1, within("db")).unwrap();
     site.try_vm("blue", "web-1", 2, within("web")).unwrap();
@@ -413,12 +414,12 @@ fn a_group_stands_for_the_addresses_of_its_vms_on_the_same_network() {
     assert_eq!(guards, [Some(Vec::new()), Some(Vec::new())]);
 
     // One that leaves the group is let in no longer; where nobody asks for the group, nothing is said.
-    site.done(Ask::SetSecurityGroups { vm: vm_id("web-1"), groups: Default::default() });
+    site.done(Action::SetSecurityGroups { vm: vm_id("web-1"), groups: Default::default() });
     site.tick();
     assert_eq!(perimeter(&site), Some(vec![resolved(&[])]));
     assert_eq!(site.told("h2").unwrap().vms[0].perimeter, None);
     let (tenant, id) = ("blue".parse().unwrap(), "db".parse().unwrap());
-    site.done(Ask::SetSecurityRules { tenant, id, rules: vec![of_web, rule(Remote::Any)] });
+    site.done(Action::SetSecurityRules { tenant, id, rules: vec![of_web, rule(Remote::Any)] });
     site.tick();
     assert_eq!(perimeter(&site).map(|rules| rules.len()), Some(2));
     assert!(site.told("h2").is_none());
@@ -461,7 +462,7 @@ fn a_port_is_a_member_like_a_vm_and_holds_its_host() {
             address: None,
         };
         change(&mut spec);
-        Ask::CreatePort { spec }
+        Action::CreatePort { spec }
     };
     site.done(port("gw", |_| {}));
     site.tick();
@@ -480,8 +481,8 @@ fn a_port_is_a_member_like_a_vm_and_holds_its_host() {
         (spec.interface, spec.mac) = ("gw1".to_owned(), Some("01:00:5e:00:00:01".to_owned()));
     };
     site.refused(port("x", group_address), RefusalKind::Invalid, "unicast");
-    site.refused(Ask::RemoveHost { host: "h1".parse().unwrap() }, RefusalKind::Conflict, "has port gw");
-    let ask = Ask::RemovePort { id: "gw".parse().unwrap() };
+    site.refused(Action::RemoveHost { host: "h1".parse().unwrap() }, RefusalKind::Conflict, "has port gw");
+    let ask = Action::RemovePort { id: "gw".parse().unwrap() };
     assert_eq!(site.ask(tenant_of("blue"), ask.clone()).unwrap_err().kind, RefusalKind::Forbidden);
     site.done(ask);
     site.tick();

@@ -29,7 +29,7 @@ impl Cooling {
         match &record.phase {
             MigrationPhase::Failed { why } | MigrationPhase::TakenBack { why } => self.failed(at, &record.vm, why),
             MigrationPhase::Done | MigrationPhase::Restarted { .. } => drop(self.vms.remove(&record.vm)),
-            // Somebody's wish says nothing of the vm.
+            // Somebody's request says nothing of the vm.
             MigrationPhase::Cancelled { .. }
             | MigrationPhase::Queued
             | MigrationPhase::Reserved

@@ -509,7 +509,7 @@ impl PreCopy {
         let pace = *source.pace.borrow();
         let slower_than_allowed = source.rounds.bandwidth(pace) < pace.limit();
         if slower_than_allowed || progress.throttled < source.strategy.throttle_max() {
-            source.rounds.hope_again();
+            source.rounds.retry_precopy();
         }
         if !source.rounds.is_hopeless(source.limits.downtime_max) {
             return Ok(());

@@ -93,7 +93,7 @@ impl Rounds {
     }
 
     /// Forgets that rounds did not shrink: something was turned up.
-    pub fn hope_again(&mut self) {
+    pub fn retry_precopy(&mut self) {
         (self.not_shrinking, self.not_shrinking_for) = (0, Duration::ZERO);
     }
 

@@ -16,7 +16,7 @@ use drover_api::v1::{
 };
 use drover_control::interface::{Actor, Refusal};
 use drover_control::{Control, Why};
-use drover_model::TenantId;
+use drover_model::TenantName;
 use drover_model::plan::{Objection, PlanState};
 use drover_model::world::HostState;
 use drover_planner::text::native;
@@ -124,7 +124,7 @@ async fn explain(
     Path((kind, id)): Path<(String, String)>,
     Params(query): Params<VmQuery>,
 ) -> Result<Json<Explanation>, Failure> {
-    let tenant: Option<TenantId> = optional_name("tenant", query.tenant.as_deref())?;
+    let tenant: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
     let object = match tenant {
         Some(tenant) if kind == "vm" => format!("vm/{tenant}/{id}"),
         Some(_) | None => format!("{kind}/{id}"),

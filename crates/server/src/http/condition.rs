@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use drover_api::problem::{Problem, ProblemType};
 use drover_api::v1::{IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_MAX};
-use drover_control::interface::{Actor, Ask, ObjectKey};
+use drover_control::interface::{Action, Actor, ObjectKey};
 use drover_model::Revision;
 use serde::Serialize;
 
@@ -22,8 +22,8 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    pub fn change(self, actor: Actor, ask: Ask) -> Change {
-        Change { actor, idempotency_key: self.idempotency_key, if_match: self.if_match, ask }
+    pub fn change(self, actor: Actor, action: Action) -> Change {
+        Change { actor, idempotency_key: self.idempotency_key, if_match: self.if_match, action }
     }
 }
 

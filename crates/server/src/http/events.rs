@@ -14,7 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 use drover_api::v1::{EVENTS_LIMIT_DEFAULT, EVENTS_LIMIT_MAX, EventQuery, EventView, List, SSE_EVENT};
 use drover_control::Control;
 use drover_model::event::Event;
-use drover_model::{EventSeq, TenantId};
+use drover_model::{EventSeq, TenantName};
 use futures_util::stream;
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -36,7 +36,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 #[derive(Debug, Clone)]
 struct Filter {
     /// `None`: everybody's.
-    tenant: Option<TenantId>,
+    tenant: Option<TenantName>,
     object: Option<String>,
 }
 
@@ -219,7 +219,7 @@ impl Cursor {
 mod tests {
     use super::*;
     use drover_control::Settings;
-    use drover_control::interface::Kept;
+    use drover_control::interface::PersistedState;
     use drover_model::event::Severity;
     use drover_model::{Revision, TimeMs};
 
@@ -233,7 +233,7 @@ mod tests {
             kind: "test".to_owned(),
             text: "something happened".to_owned(),
         });
-        let kept = Kept { events: events.collect(), revision: Revision(1), ..Kept::default() };
+        let kept = PersistedState { events: events.collect(), revision: Revision(1), ..PersistedState::default() };
         Control::load(kept, Settings::default(), TimeMs(0))
     }
 

@@ -18,7 +18,7 @@ use drover_api::v1::{
     BadAttributes, CapacityView, CreateJoinToken, CreatedJoinToken, EvacuationView, HostAttributes, HostFactsView,
     HostLoad, HostView, List, SetPower,
 };
-use drover_control::interface::{Actor, Ask, Reply};
+use drover_control::interface::{Action, Actor, Reply};
 use drover_control::{Control, Evacuation};
 use drover_model::intent::{Host, JoinToken};
 use drover_model::plan::Heat;
@@ -139,8 +139,8 @@ async fn patch_host(
         // Without a condition of its own, a patch must not undo what came between reading and writing.
         let mut guarded = conditions.clone();
         guarded.if_match = guarded.if_match.or(Some(revision));
-        let ask = Ask::SetHostAttributes { host: host.clone(), attributes };
-        match api.shell.ask(guarded.change(actor.clone(), ask)).await.map_err(Failure::from) {
+        let ask = Action::SetHostAttributes { host: host.clone(), attributes };
+        match api.shell.submit(guarded.change(actor.clone(), ask)).await.map_err(Failure::from) {
             Err(failure) if conditions.if_match.is_none() && lost_race(&failure) && tries < PATCH_TRIES_MAX => {}
             Err(failure) => return Err(failure),
             Ok(_) => return one(&api, host, StatusCode::OK).await,
@@ -158,7 +158,7 @@ async fn remove_host(
     conditions: Conditions,
     At(host): At<HostId>,
 ) -> Result<StatusCode, Failure> {
-    api.shell.ask(conditions.change(actor, Ask::RemoveHost { host })).await?;
+    api.shell.submit(conditions.change(actor, Action::RemoveHost { host })).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -167,10 +167,10 @@ async fn change(
     actor: Actor,
     conditions: Conditions,
     host: HostId,
-    ask: Ask,
+    ask: Action,
     status: StatusCode,
 ) -> Result<Response, Failure> {
-    api.shell.ask(conditions.change(actor, ask)).await?;
+    api.shell.submit(conditions.change(actor, ask)).await?;
     one(api, host, status).await
 }
 
@@ -184,7 +184,7 @@ async fn drain_host(
     conditions: Conditions,
     At(host): At<HostId>,
 ) -> Result<Response, Failure> {
-    change(&api, actor, conditions, host.clone(), Ask::DrainHost { host }, StatusCode::ACCEPTED).await
+    change(&api, actor, conditions, host.clone(), Action::DrainHost { host }, StatusCode::ACCEPTED).await
 }
 
 /// Give a drained host back
@@ -197,7 +197,7 @@ async fn undrain_host(
     conditions: Conditions,
     At(host): At<HostId>,
 ) -> Result<Response, Failure> {
-    change(&api, actor, conditions, host.clone(), Ask::UndrainHost { host }, StatusCode::OK).await
+    change(&api, actor, conditions, host.clone(), Action::UndrainHost { host }, StatusCode::OK).await
 }
 
 /// Switch a host on or off
@@ -211,7 +211,7 @@ async fn power_host(
     At(host): At<HostId>,
     Body(SetPower { on }): Body<SetPower>,
 ) -> Result<Response, Failure> {
-    change(&api, actor, conditions, host.clone(), Ask::PowerHost { host, on }, StatusCode::ACCEPTED).await
+    change(&api, actor, conditions, host.clone(), Action::PowerHost { host, on }, StatusCode::ACCEPTED).await
 }
 
 /// A one-time token for a host to join with; it is in this answer and nowhere else
@@ -234,7 +234,7 @@ async fn create_join_token(
     let expires_at = created_at.plus(Millis::secs(seconds));
     let secret_sha256 = secret.sha256();
     let token = JoinToken { id: id.clone(), secret_sha256, host: host.clone(), created_at, expires_at };
-    let reply = api.shell.ask(conditions.change(actor, Ask::CreateJoinToken { token })).await?;
+    let reply = api.shell.submit(conditions.change(actor, Action::CreateJoinToken { token })).await?;
     match reply {
         Reply::Token(made) if made == id => {}
         Reply::Token(made) => {

@@ -12,7 +12,7 @@ use axum::response::Response;
 use drover_api::problem::ProblemType;
 use drover_api::v1::{CreateImage, ImagePart, ImageView, List, StagedFile};
 use drover_control::Control;
-use drover_control::interface::Ask;
+use drover_control::interface::Action;
 use drover_model::intent::{Image, ImageFile};
 use drover_model::{Bytes, ImageId};
 use std::collections::BTreeSet;
@@ -108,7 +108,7 @@ async fn create_image(
     if let Some(image) = existing(&api, &id).await? {
         // Either a repetition of the request that made it, answered from memory, or a conflict: the files stay.
         let image = Image { cmdline: create.cmdline, ..only(image, &parts) };
-        api.shell.ask(conditions.change(actor, Ask::CreateImage { image })).await?;
+        api.shell.submit(conditions.change(actor, Action::CreateImage { image })).await?;
         return one(&api, id, StatusCode::CREATED).await;
     }
     let mut image =
@@ -118,7 +118,7 @@ async fn create_image(
         *slot(&mut image, *part) = Some(ImageFile { size: Bytes(staged.size_bytes), sha256: staged.sha256 });
     }
     staging.publish(&id, &parts).await?;
-    if let Err(refusal) = api.shell.ask(conditions.change(actor, Ask::CreateImage { image })).await {
+    if let Err(refusal) = api.shell.submit(conditions.change(actor, Action::CreateImage { image })).await {
         // Whether a change was made is not always known; only what is certainly not registered goes.
         if existing(&api, &id).await.is_ok_and(|image| image.is_none()) {
             staging.withdraw(&id).await;
@@ -182,7 +182,7 @@ async fn remove_image(
     At(id): At<ImageId>,
 ) -> Result<StatusCode, Failure> {
     let _turn = api.staging().turn().await;
-    api.shell.ask(conditions.change(actor, Ask::RemoveImage { id: id.clone() })).await?;
+    api.shell.submit(conditions.change(actor, Action::RemoveImage { id: id.clone() })).await?;
     // A remembered answer may speak of an earlier image of this name.
     if existing(&api, &id).await?.is_none() {
         api.staging().withdraw(&id).await;

@@ -12,7 +12,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use drover_api::join::{JoinRequest, JoinResponse};
 use drover_api::problem::ProblemType;
-use drover_control::interface::{Actor, Ask};
+use drover_control::interface::{Action, Actor};
 use drover_model::TokenId;
 use drover_model::intent::Role;
 use utoipa_axum::router::OpenApiRouter;
@@ -44,7 +44,7 @@ async fn join(State(api): State<Api>, Body(request): Body<JoinRequest>) -> Resul
     let host = request.host;
     // Its token alone says what it may do.
     let actor = Actor { name: format!("host/{host}"), role: Role::Operator };
-    api.shell.ask(Change::new(actor, Ask::Join { host: host.clone(), token, secret_sha256 })).await?;
+    api.shell.submit(Change::new(actor, Action::Join { host: host.clone(), token, secret_sha256 })).await?;
     let certificate_pem = api.ca.issue_host(&host, &csr, now()).map_err(|error| {
         tracing::error!(%host, error = %chain(&error), "a certificate could not be signed");
         Failure::new(ProblemType::Internal, "the certificate could not be signed; make a new token and join again")

@@ -14,9 +14,9 @@ use drover_api::v1::{
     ForecastQuery, List, MigrationForecast, MigrationNow, MigrationPrediction, MigrationView, SetPriority, StrategyView,
 };
 use drover_control::Control;
-use drover_control::interface::{Actor, Ask, Refusal};
+use drover_control::interface::{Action, Actor, Refusal};
 use drover_model::migration::MigrationRecord;
-use drover_model::{HostId, MigrationId, TenantId};
+use drover_model::{HostId, MigrationId, TenantName};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -32,7 +32,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 }
 
 /// `tenant` `None`: of everybody. A tenant sees those of its own vms.
-fn view(control: &Control, migration: &MigrationRecord, tenant: Option<&TenantId>) -> Option<MigrationView> {
+fn view(control: &Control, migration: &MigrationRecord, tenant: Option<&TenantName>) -> Option<MigrationView> {
     let vm = control.vm(&migration.vm);
     if tenant.is_some() && vm.map(|vm| &vm.spec.tenant) != tenant {
         return None;
@@ -54,7 +54,7 @@ fn view(control: &Control, migration: &MigrationRecord, tenant: Option<&TenantId
 pub(super) async fn one(
     api: &Api,
     id: MigrationId,
-    tenant: Option<TenantId>,
+    tenant: Option<TenantName>,
     status: StatusCode,
 ) -> Result<Response, Failure> {
     let found = api
@@ -94,7 +94,7 @@ async fn cancel_migration(
     conditions: Conditions,
     At(id): At<MigrationId>,
 ) -> Result<Response, Failure> {
-    api.shell.ask(conditions.change(actor, Ask::CancelMigration { id })).await?;
+    api.shell.submit(conditions.change(actor, Action::CancelMigration { id })).await?;
     one(&api, id, None, StatusCode::ACCEPTED).await
 }
 
@@ -108,7 +108,7 @@ async fn pause_migration(
     conditions: Conditions,
     At(id): At<MigrationId>,
 ) -> Result<Response, Failure> {
-    change(&api, conditions, actor, id, Ask::HoldMigration { id, held: true }).await
+    change(&api, conditions, actor, id, Action::HoldMigration { id, held: true }).await
 }
 
 /// Let a migration that was held go on
@@ -121,7 +121,7 @@ async fn resume_migration(
     conditions: Conditions,
     At(id): At<MigrationId>,
 ) -> Result<Response, Failure> {
-    change(&api, conditions, actor, id, Ask::HoldMigration { id, held: false }).await
+    change(&api, conditions, actor, id, Action::HoldMigration { id, held: false }).await
 }
 
 /// Change a migration's place in the queue, and its part of the links
@@ -135,7 +135,7 @@ async fn prioritise_migration(
     At(id): At<MigrationId>,
     Body(SetPriority { priority }): Body<SetPriority>,
 ) -> Result<Response, Failure> {
-    change(&api, conditions, actor, id, Ask::PrioritiseMigration { id, priority }).await
+    change(&api, conditions, actor, id, Action::PrioritiseMigration { id, priority }).await
 }
 
 async fn change(
@@ -143,9 +143,9 @@ async fn change(
     conditions: Conditions,
     actor: Actor,
     id: MigrationId,
-    ask: Ask,
+    ask: Action,
 ) -> Result<Response, Failure> {
-    api.shell.ask(conditions.change(actor, ask)).await?;
+    api.shell.submit(conditions.change(actor, ask)).await?;
     one(api, id, None, StatusCode::OK).await
 }
 
@@ -160,7 +160,7 @@ async fn forecast_migration(
     Params(query): Params<ForecastQuery>,
 ) -> Result<Json<MigrationForecast>, Failure> {
     let to: Option<HostId> = optional_name("to", query.to.as_deref())?;
-    let tenant: Option<TenantId> = optional_name("tenant", query.tenant.as_deref())?;
+    let tenant: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
     let forecast = api.shell.query(move |control| {
         let vm = control.find_vm(&reference, &actor, tenant.as_ref())?;
         let forecast = control.forecast_migration(now(), &vm, to, query.method)?;

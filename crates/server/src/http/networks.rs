@@ -12,10 +12,10 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use drover_api::v1::{CreateNetwork, List, NetworkHostView, NetworkView, TenantQuery};
 use drover_control::Control;
-use drover_control::interface::{Actor, Ask, NetworkSpec, Reply};
+use drover_control::interface::{Action, Actor, NetworkSpec, Reply};
 use drover_model::intent::Role;
 use drover_model::network::Network;
-use drover_model::{NetworkId, TenantId};
+use drover_model::{NetworkId, TenantName};
 use std::net::Ipv4Addr;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -60,7 +60,7 @@ pub(super) async fn find(
     reference: String,
     tenant: Option<&str>,
 ) -> Result<NetworkId, Failure> {
-    let tenant: Option<TenantId> = optional_name("tenant", tenant)?;
+    let tenant: Option<TenantName> = optional_name("tenant", tenant)?;
     let actor = actor.clone();
     Ok(api.shell.query(move |control| control.find_network(&reference, &actor, tenant.as_ref())).await??)
 }
@@ -73,7 +73,7 @@ async fn list_networks(
     caller: Caller,
     Params(query): Params<TenantQuery>,
 ) -> Result<Json<List<NetworkView>>, Failure> {
-    let asked: Option<TenantId> = optional_name("tenant", query.tenant.as_deref())?;
+    let asked: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
     let own = caller.tenant().cloned();
     let list = api.shell.query(move |control| {
         control
@@ -107,7 +107,7 @@ async fn create_network(
         mtu: create.mtu.unwrap_or(Network::MTU_DEFAULT),
     };
     let (id, actor) = (secret::network_id(), caller.0);
-    match api.shell.ask(conditions.change(actor.clone(), Ask::CreateNetwork { id, spec })).await? {
+    match api.shell.submit(conditions.change(actor.clone(), Action::CreateNetwork { id, spec })).await? {
         Reply::Network(id) => one(&api, actor, id, StatusCode::CREATED).await,
         _ => Err(gone("network")),
     }
@@ -139,7 +139,7 @@ async fn remove_network(
     Params(query): Params<TenantQuery>,
 ) -> Result<StatusCode, Failure> {
     let id = find(&api, &actor, reference, query.tenant.as_deref()).await?;
-    api.shell.ask(conditions.change(actor, Ask::RemoveNetwork { id })).await?;
+    api.shell.submit(conditions.change(actor, Action::RemoveNetwork { id })).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

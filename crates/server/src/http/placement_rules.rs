@@ -11,9 +11,9 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use drover_api::v1::{CreatePlacementRule, List, PlacementRuleView, RuleWord};
 use drover_control::Control;
-use drover_control::interface::{Actor, Ask, Reply};
+use drover_control::interface::{Action, Actor, Reply};
 use drover_model::placement::{HostSet, PlacementRule, RuleKind, Scope};
-use drover_model::{BadName, RuleId, TenantId, VmId};
+use drover_model::{BadName, RuleId, TenantName, VmId};
 use std::collections::BTreeSet;
 use std::str::FromStr;
 use utoipa_axum::router::OpenApiRouter;
@@ -63,7 +63,7 @@ async fn create_rule(
     let kind = kind_of(&create)?;
     let vms = find_vms(&api, &actor, create.vms).await?;
     let rule = PlacementRule { id, vms, kind };
-    match api.shell.ask(conditions.change(actor, Ask::CreateRule { rule })).await? {
+    match api.shell.submit(conditions.change(actor, Action::CreateRule { rule })).await? {
         Reply::Rule(id) => one(&api, id, StatusCode::CREATED).await,
         _ => Err(gone("placement rule")),
     }
@@ -98,14 +98,14 @@ fn names<T: FromStr<Err = BadName> + Ord>(field: &str, texts: &[String]) -> Resu
 /// Each by its id, its name, or `tenant/name`.
 async fn find_vms(api: &Api, actor: &Actor, references: Vec<String>) -> Result<BTreeSet<VmId>, Failure> {
     let split = |text: String| match text.split_once('/') {
-        Some((tenant, vm)) => Ok((vm.to_owned(), Some(name::<TenantId>("vms", tenant)?))),
+        Some((tenant, vm)) => Ok((vm.to_owned(), Some(name::<TenantName>("vms", tenant)?))),
         None => Ok((text, None)),
     };
-    let references: Vec<(String, Option<TenantId>)> =
+    let references: Vec<(String, Option<TenantName>)> =
         references.into_iter().map(split).collect::<Result<_, Failure>>()?;
     let actor = actor.clone();
     let found = api.shell.query(move |control| {
-        let find = |(vm, tenant): &(String, Option<TenantId>)| control.find_vm(vm, &actor, tenant.as_ref());
+        let find = |(vm, tenant): &(String, Option<TenantName>)| control.find_vm(vm, &actor, tenant.as_ref());
         references.iter().map(find).collect::<Result<BTreeSet<_>, _>>()
     });
     // The path is there; what the body names is not.
@@ -130,6 +130,6 @@ async fn remove_rule(
     conditions: Conditions,
     At(id): At<RuleId>,
 ) -> Result<StatusCode, Failure> {
-    api.shell.ask(conditions.change(actor, Ask::RemoveRule { id })).await?;
+    api.shell.submit(conditions.change(actor, Action::RemoveRule { id })).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use drover_api::v1::{List, PlanNow, PlanView};
 use drover_control::Control;
-use drover_control::interface::{Ask, Reply};
+use drover_control::interface::{Action, Reply};
 use drover_model::PlanId;
 use drover_model::plan::PlanRecord;
 use utoipa_axum::router::OpenApiRouter;
@@ -65,7 +65,7 @@ async fn plan_now(
     Operator(actor): Operator,
     conditions: Conditions,
 ) -> Result<Response, Failure> {
-    match api.shell.ask(conditions.change(actor, Ask::PlanNow)).await? {
+    match api.shell.submit(conditions.change(actor, Action::PlanNow)).await? {
         Reply::Plan(id) => {
             let plan = find(&api, id).await?;
             let revision = plan.revision;
@@ -86,7 +86,7 @@ async fn approve_plan(
     conditions: Conditions,
     At(id): At<PlanId>,
 ) -> Result<Response, Failure> {
-    api.shell.ask(conditions.change(actor, Ask::ApprovePlan { id })).await?;
+    api.shell.submit(conditions.change(actor, Action::ApprovePlan { id })).await?;
     one(&api, id, StatusCode::ACCEPTED).await
 }
 
@@ -100,6 +100,6 @@ async fn reject_plan(
     conditions: Conditions,
     At(id): At<PlanId>,
 ) -> Result<Response, Failure> {
-    api.shell.ask(conditions.change(actor, Ask::RejectPlan { id })).await?;
+    api.shell.submit(conditions.change(actor, Action::RejectPlan { id })).await?;
     one(&api, id, StatusCode::OK).await
 }

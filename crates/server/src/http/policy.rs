@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use drover_api::problem::{Problem, ProblemType};
 use drover_api::v1::{BadPolicy, Policy};
-use drover_control::interface::{Actor, Ask, Refusal};
+use drover_control::interface::{Action, Actor, Refusal};
 use drover_model::Revision;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -32,7 +32,7 @@ async fn set(api: &Api, actor: Actor, conditions: Conditions, policy: &Policy) -
     let policy = policy.checked().map_err(|BadPolicy { field, problem }| {
         Failure(Problem::new(ProblemType::Invalid, problem).with_field(field))
     })?;
-    api.shell.ask(conditions.change(actor, Ask::SetPolicy { policy: Box::new(policy) })).await?;
+    api.shell.submit(conditions.change(actor, Action::SetPolicy { policy: Box::new(policy) })).await?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use drover_api::v1::{CreatePort, List, PortView};
 use drover_control::Control;
-use drover_control::interface::{Ask, PortSpec, Reply};
+use drover_control::interface::{Action, PortSpec, Reply};
 use drover_model::PortId;
 use drover_model::network::Port;
 use utoipa_axum::router::OpenApiRouter;
@@ -56,7 +56,7 @@ async fn create_port(
     let address = create.address.as_deref().map(|text| address("address", text)).transpose()?;
     let network = find(&api, &actor, create.network, create.tenant.as_deref()).await?;
     let spec = PortSpec { id, network, host, interface: create.interface, mac: create.mac, address };
-    match api.shell.ask(conditions.change(actor, Ask::CreatePort { spec })).await? {
+    match api.shell.submit(conditions.change(actor, Action::CreatePort { spec })).await? {
         Reply::Port(id) => one(&api, id, StatusCode::CREATED).await,
         _ => Err(gone("port")),
     }
@@ -80,6 +80,6 @@ async fn remove_port(
     conditions: Conditions,
     At(id): At<PortId>,
 ) -> Result<StatusCode, Failure> {
-    api.shell.ask(conditions.change(actor, Ask::RemovePort { id })).await?;
+    api.shell.submit(conditions.change(actor, Action::RemovePort { id })).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -12,7 +12,7 @@ use axum::http::{StatusCode, header};
 use drover_api::problem::{Problem, ProblemType};
 use drover_control::interface::Actor;
 use drover_model::intent::Role;
-use drover_model::{BadName, TenantId};
+use drover_model::{BadName, TenantName};
 use serde::de::DeserializeOwned;
 use std::str::FromStr;
 
@@ -21,7 +21,7 @@ pub struct Caller(pub Actor);
 
 impl Caller {
     /// `None` for operators, who see everything.
-    pub fn tenant(&self) -> Option<&TenantId> {
+    pub fn tenant(&self) -> Option<&TenantName> {
         match &self.0.role {
             Role::Operator => None,
             Role::Tenant { tenant } => Some(tenant),
@@ -81,8 +81,8 @@ impl FromRequestParts<Api> for Operator {
 }
 
 /// Whose a new thing is: a tenant's own, or the tenant's that an operator names.
-pub fn owner(own: Option<&TenantId>, asked: Option<&str>, what: &str) -> Result<TenantId, Failure> {
-    match (own, optional_name::<TenantId>("tenant", asked)?) {
+pub fn owner(own: Option<&TenantName>, asked: Option<&str>, what: &str) -> Result<TenantName, Failure> {
+    match (own, optional_name::<TenantName>("tenant", asked)?) {
         (None, Some(tenant)) => Ok(tenant),
         (None, None) => {
             Err(Failure::invalid("tenant", format!("say whose {what} it is; `drover tenant ls` lists tenants")))

@@ -12,9 +12,9 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use drover_api::v1::{CreateSecurityGroup, List, SecurityGroupView, SecurityRule, SetSecurityRules, TenantQuery};
 use drover_control::Control;
-use drover_control::interface::{Actor, Ask, Reply};
+use drover_control::interface::{Action, Actor, Reply};
 use drover_model::network::{self, SecurityGroup};
-use drover_model::{SecurityGroupId, TenantId};
+use drover_model::{SecurityGroupId, TenantName};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -31,7 +31,7 @@ fn view(control: &Control, group: &SecurityGroup) -> Option<SecurityGroupView> {
     Some(view)
 }
 
-async fn one(api: &Api, tenant: TenantId, id: SecurityGroupId, status: StatusCode) -> Result<Response, Failure> {
+async fn one(api: &Api, tenant: TenantName, id: SecurityGroupId, status: StatusCode) -> Result<Response, Failure> {
     let found = api.shell.query(move |control| view(control, control.security_group(&tenant, &id)?));
     let found = found.await?.ok_or_else(|| gone("security group"))?;
     Ok(object(status, found.revision, found))
@@ -43,8 +43,8 @@ async fn find(
     actor: &Actor,
     reference: SecurityGroupId,
     query: TenantQuery,
-) -> Result<(TenantId, SecurityGroupId), Failure> {
-    let tenant: Option<TenantId> = optional_name("tenant", query.tenant.as_deref())?;
+) -> Result<(TenantName, SecurityGroupId), Failure> {
+    let tenant: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
     let actor = actor.clone();
     Ok(api.shell.query(move |control| control.find_security_group(&reference, &actor, tenant.as_ref())).await??)
 }
@@ -72,7 +72,7 @@ async fn list_groups(
     caller: Caller,
     Params(query): Params<TenantQuery>,
 ) -> Result<Json<List<SecurityGroupView>>, Failure> {
-    let asked: Option<TenantId> = optional_name("tenant", query.tenant.as_deref())?;
+    let asked: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
     let own = caller.tenant().cloned();
     let list = api.shell.query(move |control| {
         control
@@ -100,7 +100,7 @@ async fn create_group(
         rules: read_rules(&create.rules)?,
         created_at: now(),
     };
-    let reply = api.shell.ask(conditions.change(caller.0, Ask::CreateSecurityGroup { group })).await?;
+    let reply = api.shell.submit(conditions.change(caller.0, Action::CreateSecurityGroup { group })).await?;
     answer(&api, reply, StatusCode::CREATED).await
 }
 
@@ -132,7 +132,7 @@ async fn set_rules(
 ) -> Result<Response, Failure> {
     let rules = read_rules(&set.rules)?;
     let (tenant, id) = find(&api, &actor, reference, query).await?;
-    let reply = api.shell.ask(conditions.change(actor, Ask::SetSecurityRules { tenant, id, rules })).await?;
+    let reply = api.shell.submit(conditions.change(actor, Action::SetSecurityRules { tenant, id, rules })).await?;
     answer(&api, reply, StatusCode::OK).await
 }
 
@@ -148,6 +148,6 @@ async fn remove_group(
     Params(query): Params<TenantQuery>,
 ) -> Result<StatusCode, Failure> {
     let (tenant, id) = find(&api, &actor, reference, query).await?;
-    api.shell.ask(conditions.change(actor, Ask::RemoveSecurityGroup { tenant, id })).await?;
+    api.shell.submit(conditions.change(actor, Action::RemoveSecurityGroup { tenant, id })).await?;
     Ok(StatusCode::NO_CONTENT)
 }

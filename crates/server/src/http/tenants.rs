@@ -12,9 +12,9 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use drover_api::problem::ProblemType;
 use drover_api::v1::{CreateTenant, CreateToken, CreatedToken, List, RoleName, TenantView, TokenView};
-use drover_control::interface::{Ask, Refusal, Reply};
+use drover_control::interface::{Action, Refusal, Reply};
 use drover_model::intent::{ApiToken, Role};
-use drover_model::{Millis, TenantId, TokenId};
+use drover_model::{Millis, TenantName, TokenId};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -51,9 +51,9 @@ async fn create_tenant(
     conditions: Conditions,
     Body(create): Body<CreateTenant>,
 ) -> Result<Response, Failure> {
-    let id: TenantId = name("id", &create.id)?;
-    let ask = Ask::CreateTenant { id: id.clone() };
-    api.shell.ask(conditions.change(actor, ask)).await.map_err(named_by_id)?;
+    let id: TenantName = name("id", &create.id)?;
+    let ask = Action::CreateTenant { id: id.clone() };
+    api.shell.submit(conditions.change(actor, ask)).await.map_err(named_by_id)?;
     let view = api.shell.query(move |control| {
         let revision = control.revision_of(&key("tenant", &id))?;
         control.tenant(&id).map(|tenant| TenantView::new(tenant, revision))
@@ -70,9 +70,9 @@ async fn remove_tenant(
     State(api): State<Api>,
     Operator(actor): Operator,
     conditions: Conditions,
-    At(id): At<TenantId>,
+    At(id): At<TenantName>,
 ) -> Result<StatusCode, Failure> {
-    api.shell.ask(conditions.change(actor, Ask::RemoveTenant { id })).await?;
+    api.shell.submit(conditions.change(actor, Action::RemoveTenant { id })).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -115,7 +115,7 @@ async fn create_token(
     let secret = secret::api_token(&id);
     let secret_sha256 = secret.sha256();
     let token = ApiToken { id, secret_sha256: secret_sha256.clone(), role, created_at: now(), expires_at };
-    let reply = api.shell.ask(conditions.change(actor, Ask::CreateToken { token })).await.map_err(named_by_id)?;
+    let reply = api.shell.submit(conditions.change(actor, Action::CreateToken { token })).await.map_err(named_by_id)?;
     let Reply::Token(id) = reply else { return Err(gone("token")) };
     let view = api.shell.query(move |control| {
         let revision = control.revision_of(&key("api-token", &id))?;
@@ -149,7 +149,7 @@ async fn remove_token(
     conditions: Conditions,
     At(id): At<TokenId>,
 ) -> Result<StatusCode, Failure> {
-    api.shell.ask(conditions.change(actor, Ask::RemoveToken { id })).await?;
+    api.shell.submit(conditions.change(actor, Action::RemoveToken { id })).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -15,10 +15,10 @@ use drover_api::v1::{
     CreateVm, List, MeasureVm, MigrateVm, MigrationView, SetSecurityGroups, VmListQuery, VmLoad, VmQuery, VmView,
 };
 use drover_control::Control;
-use drover_control::interface::{Actor, Ask, Reply};
+use drover_control::interface::{Action, Actor, Reply};
 use drover_model::intent::{Nic, RunIntent, Vm, VmSpec};
 use drover_model::network::Bandwidth;
-use drover_model::{Bytes, CpuMillis, HostId, Millis, SecurityGroupId, TenantId, VmId};
+use drover_model::{Bytes, CpuMillis, HostId, Millis, SecurityGroupId, TenantName, VmId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use utoipa_axum::router::OpenApiRouter;
@@ -55,7 +55,7 @@ async fn one(api: &Api, id: VmId, status: StatusCode) -> Result<Response, Failur
 
 /// The vm that a request speaks of, if the caller may know of it.
 pub(super) async fn find(api: &Api, actor: &Actor, reference: String, query: VmQuery) -> Result<VmId, Failure> {
-    let tenant: Option<TenantId> = optional_name("tenant", query.tenant.as_deref())?;
+    let tenant: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
     let actor = actor.clone();
     Ok(api.shell.query(move |control| control.find_vm(&reference, &actor, tenant.as_ref())).await??)
 }
@@ -68,7 +68,7 @@ async fn list_vms(
     caller: Caller,
     Params(query): Params<VmListQuery>,
 ) -> Result<Json<List<VmView>>, Failure> {
-    let asked: Option<TenantId> = optional_name("tenant", query.tenant.as_deref())?;
+    let asked: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
     let host: Option<HostId> = optional_name("host", query.host.as_deref())?;
     let own = caller.tenant().cloned();
     let list = api.shell.query(move |control| {
@@ -94,7 +94,7 @@ async fn create_vm(
 ) -> Result<Response, Failure> {
     let id = secret::vm_id();
     let spec = spec_of(&create, caller.tenant(), &id)?;
-    match api.shell.ask(conditions.change(caller.0, Ask::CreateVm { id, spec })).await? {
+    match api.shell.submit(conditions.change(caller.0, Action::CreateVm { id, spec })).await? {
         Reply::Vm(id) => one(&api, id, StatusCode::CREATED).await,
         _ => Err(gone("vm")),
     }
@@ -127,7 +127,7 @@ async fn remove_vm(
     Params(query): Params<VmQuery>,
 ) -> Result<Response, Failure> {
     let vm = find(&api, &actor, reference, query).await?;
-    api.shell.ask(conditions.change(actor, Ask::RemoveVm { vm: vm.clone() })).await?;
+    api.shell.submit(conditions.change(actor, Action::RemoveVm { vm: vm.clone() })).await?;
     let left = api.shell.query(move |control| control.vm(&vm).and_then(|vm| view(control, vm))).await?;
     Ok(match left {
         Some(vm) => object(StatusCode::ACCEPTED, vm.revision, vm),
@@ -172,7 +172,7 @@ async fn set_run(
     run: RunIntent,
 ) -> Result<Response, Failure> {
     let vm = find(api, &actor, reference, query).await?;
-    api.shell.ask(conditions.change(actor, Ask::SetRun { vm: vm.clone(), run })).await?;
+    api.shell.submit(conditions.change(actor, Action::SetRun { vm: vm.clone(), run })).await?;
     one(api, vm, StatusCode::ACCEPTED).await
 }
 
@@ -190,7 +190,7 @@ async fn migrate_vm(
 ) -> Result<Response, Failure> {
     let to: Option<HostId> = optional_name("to", migrate.to.as_deref())?;
     let vm = find(&api, &actor, reference, query).await?;
-    match api.shell.ask(conditions.change(actor, Ask::MigrateVm { vm, to, method: migrate.method })).await? {
+    match api.shell.submit(conditions.change(actor, Action::MigrateVm { vm, to, method: migrate.method })).await? {
         Reply::Migration(id) => migrations::one(&api, id, None, StatusCode::ACCEPTED).await,
         _ => Err(gone("migration")),
     }
@@ -210,7 +210,7 @@ async fn measure_vm(
 ) -> Result<Response, Failure> {
     let vm = find(&api, &actor, reference, query).await?;
     let span = Millis::secs(u64::from(seconds));
-    api.shell.ask(conditions.change(actor, Ask::MeasureVm { vm: vm.clone(), span })).await?;
+    api.shell.submit(conditions.change(actor, Action::MeasureVm { vm: vm.clone(), span })).await?;
     one(&api, vm, StatusCode::ACCEPTED).await
 }
 
@@ -228,12 +228,12 @@ async fn set_security_groups(
 ) -> Result<Response, Failure> {
     let groups = groups(&set.security_groups)?;
     let vm = find(&api, &actor, reference, query).await?;
-    api.shell.ask(conditions.change(actor, Ask::SetSecurityGroups { vm: vm.clone(), groups })).await?;
+    api.shell.submit(conditions.change(actor, Action::SetSecurityGroups { vm: vm.clone(), groups })).await?;
     one(&api, vm, StatusCode::OK).await
 }
 
 /// What is asked for, with every field checked. Whether it fits the cluster is the state machine's to say.
-fn spec_of(create: &CreateVm, own: Option<&TenantId>, id: &VmId) -> Result<VmSpec, Failure> {
+fn spec_of(create: &CreateVm, own: Option<&TenantName>, id: &VmId) -> Result<VmSpec, Failure> {
     let tenant = owner(own, create.tenant.as_deref(), "vm")?;
     if !(1..=CreateVm::VCPUS_MAX).contains(&create.vcpus) {
         return Err(Failure::invalid("vcpus", format!("must lie between 1 and {}", CreateVm::VCPUS_MAX)));

@@ -6,7 +6,7 @@
 pub mod sqlite;
 
 use async_trait::async_trait;
-use drover_control::interface::{Commit, Kept, KeptPattern, ObjectKey};
+use drover_control::interface::{Commit, ObjectKey, PersistedState, StoredPattern};
 use drover_model::{Revision, VmId};
 use std::collections::BTreeSet;
 
@@ -14,14 +14,14 @@ use std::collections::BTreeSet;
 #[async_trait]
 pub trait Store: Send {
     /// Everything the control plane starts from.
-    async fn load(&mut self) -> Result<Kept, StoreError>;
+    async fn load(&mut self) -> Result<PersistedState, StoreError>;
 
     /// All of it is durable when this returns `Ok`; none of it was done when this returns
     /// [`StoreError::Conflict`] or [`StoreError::Full`].
     async fn commit(&mut self, commit: &Commit) -> Result<(), StoreError>;
 
     /// Takes in what was learned, in no revision: beside the objects, and outside the log.
-    async fn keep(&mut self, kept: &[KeptPattern], forgotten: &BTreeSet<VmId>) -> Result<(), StoreError>;
+    async fn keep(&mut self, kept: &[StoredPattern], forgotten: &BTreeSet<VmId>) -> Result<(), StoreError>;
 
     /// Whether a change could be written now. Changes nothing.
     async fn probe(&mut self) -> Result<(), StoreError>;

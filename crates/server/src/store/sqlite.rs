@@ -3,7 +3,7 @@
 
 use super::{Store, StoreError};
 use async_trait::async_trait;
-use drover_control::interface::{Commit, Kept, KeptPattern, Object, ObjectKey, Stored, Write};
+use drover_control::interface::{Commit, Object, ObjectKey, PersistedState, Stored, StoredPattern, Write};
 use drover_model::event::{Event, Severity};
 use drover_model::{EventSeq, Revision, TimeMs, VmId};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
@@ -120,7 +120,7 @@ impl SqliteStore {
         result
     }
 
-    async fn load_in_transaction(&mut self) -> Result<Kept, StoreError> {
+    async fn load_in_transaction(&mut self) -> Result<PersistedState, StoreError> {
         let path = self.path.clone();
         let fail = |error| failure(&path, error);
         let mut tx = self.connection.begin().await.map_err(fail)?;
@@ -151,18 +151,18 @@ impl SqliteStore {
         let rows = sqlx::query("SELECT vm, json FROM patterns").fetch_all(&mut *tx).await.map_err(fail)?;
         let patterns = rows.iter().map(pattern_of).collect::<Result<_, _>>().map_err(fail)?;
         tx.rollback().await.map_err(fail)?;
-        Ok(Kept { objects, events, revision: Revision(revision as u64), patterns })
+        Ok(PersistedState { objects, events, revision: Revision(revision as u64), patterns })
     }
 
     async fn keep_in_transaction(
         &mut self,
-        kept: &[KeptPattern],
+        kept: &[StoredPattern],
         forgotten: &BTreeSet<VmId>,
     ) -> Result<(), StoreError> {
         let path = self.path.clone();
         let fail = |error| failure(&path, error);
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await.map_err(fail)?;
-        for KeptPattern { vm, json } in kept {
+        for StoredPattern { vm, json } in kept {
             sqlx::query("INSERT INTO patterns VALUES (?, ?) ON CONFLICT (vm) DO UPDATE SET json = excluded.json")
                 .bind(vm.as_str())
                 .bind(json)
@@ -289,7 +289,7 @@ async fn append(tx: &mut SqliteConnection, events: &[Event], kept_max: u64) -> R
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn load(&mut self) -> Result<Kept, StoreError> {
+    async fn load(&mut self) -> Result<PersistedState, StoreError> {
         self.trusted().await?;
         let loaded = self.load_in_transaction().await;
         self.noted(loaded)
@@ -301,7 +301,7 @@ impl Store for SqliteStore {
         self.noted(committed)
     }
 
-    async fn keep(&mut self, kept: &[KeptPattern], forgotten: &BTreeSet<VmId>) -> Result<(), StoreError> {
+    async fn keep(&mut self, kept: &[StoredPattern], forgotten: &BTreeSet<VmId>) -> Result<(), StoreError> {
         self.trusted().await?;
         let done = self.keep_in_transaction(kept, forgotten).await;
         self.noted(done)
@@ -314,10 +314,10 @@ impl Store for SqliteStore {
     }
 }
 
-fn pattern_of(row: &sqlx::sqlite::SqliteRow) -> Result<KeptPattern, sqlx::Error> {
+fn pattern_of(row: &sqlx::sqlite::SqliteRow) -> Result<StoredPattern, sqlx::Error> {
     let vm: &str = row.try_get("vm")?;
     let vm = vm.parse().map_err(|error: drover_model::BadName| sqlx::Error::Decode(Box::new(error)))?;
-    Ok(KeptPattern { vm, json: row.try_get("json")? })
+    Ok(StoredPattern { vm, json: row.try_get("json")? })
 }
 
 fn severity_word(severity: Severity) -> &'static str {

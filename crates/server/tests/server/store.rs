@@ -3,10 +3,12 @@
 use crate::support::eventually;
 use async_trait::async_trait;
 use drover_control::Settings;
-use drover_control::interface::{Actor, Ask, Commit, Kept, KeptPattern, Object, ObjectKey, RefusalKind, Write};
+use drover_control::interface::{
+    Action, Actor, Commit, Object, ObjectKey, PersistedState, RefusalKind, StoredPattern, Write,
+};
 use drover_model::event::{Event, Severity};
 use drover_model::intent::{Role, Tenant};
-use drover_model::{EventSeq, Revision, TenantId, TimeMs, VmId};
+use drover_model::{EventSeq, Revision, TenantName, TimeMs, VmId};
 use drover_server::hub::Hub;
 use drover_server::metrics::Metrics;
 use drover_server::power::PowerDrivers;
@@ -55,7 +57,7 @@ fn event(seq: u64) -> Event {
 }
 
 /// Ids and revisions of what is there.
-fn rows(loaded: &Kept) -> Vec<(String, u64)> {
+fn rows(loaded: &PersistedState) -> Vec<(String, u64)> {
     loaded.objects.iter().map(|stored| (stored.object.key().id, stored.revision.0)).collect()
 }
 
@@ -63,7 +65,7 @@ fn rows(loaded: &Kept) -> Vec<(String, u64)> {
 async fn what_was_committed_is_there_after_opening_again() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).await;
-    assert_eq!(store.load().await.unwrap(), Kept::default());
+    assert_eq!(store.load().await.unwrap(), PersistedState::default());
     let first = Commit {
         revision: Revision(1),
         writes: vec![put("a", 1, None), put("b", 1, None)],
@@ -169,7 +171,7 @@ async fn old_events_go_and_the_newest_stay_in_order() {
 async fn what_was_learned_is_kept_in_no_revision() {
     let dir = tempfile::tempdir().unwrap();
     let vm = |name: &str| -> VmId { name.parse().unwrap() };
-    let pattern = |name: &str, json: &str| KeptPattern { vm: vm(name), json: json.to_owned() };
+    let pattern = |name: &str, json: &str| StoredPattern { vm: vm(name), json: json.to_owned() };
     let mut store = open(dir.path()).await;
     store.commit(&commit(1, vec![put("a", 1, None)])).await.unwrap();
     store.keep(&[pattern("vm-a", "1"), pattern("vm-b", "2")], &BTreeSet::new()).await.unwrap();
@@ -210,7 +212,7 @@ struct Failing {
 
 #[async_trait]
 impl Store for Failing {
-    async fn load(&mut self) -> Result<Kept, StoreError> {
+    async fn load(&mut self) -> Result<PersistedState, StoreError> {
         self.inner.load().await
     }
 
@@ -219,7 +221,7 @@ impl Store for Failing {
         self.inner.commit(commit).await
     }
 
-    async fn keep(&mut self, kept: &[KeptPattern], forgotten: &BTreeSet<VmId>) -> Result<(), StoreError> {
+    async fn keep(&mut self, kept: &[StoredPattern], forgotten: &BTreeSet<VmId>) -> Result<(), StoreError> {
         self.fail()?;
         self.inner.keep(kept, forgotten).await
     }
@@ -269,10 +271,10 @@ async fn shell(store_retries_max: u32) -> Running {
 
 fn create(id: &str) -> Change {
     let actor = Actor { name: "test".to_owned(), role: Role::Operator };
-    Change::new(actor, Ask::CreateTenant { id: id.parse().unwrap() })
+    Change::new(actor, Action::CreateTenant { id: id.parse().unwrap() })
 }
 
-async fn tenants(handle: &ShellHandle) -> Vec<TenantId> {
+async fn tenants(handle: &ShellHandle) -> Vec<TenantName> {
     handle.query(|control| control.tenants().map(|tenant| tenant.id.clone()).collect()).await.unwrap()
 }
 
@@ -280,18 +282,18 @@ async fn tenants(handle: &ShellHandle) -> Vec<TenantId> {
 async fn a_change_that_could_not_be_stored_never_happened() {
     let running = shell(10).await;
     let handle = &running.handle;
-    handle.ask(create("before")).await.unwrap();
+    handle.submit(create("before")).await.unwrap();
     running.failures.store(2, Ordering::SeqCst);
-    let refusal = handle.ask(create("lost")).await.unwrap_err();
+    let refusal = handle.submit(create("lost")).await.unwrap_err();
     assert_eq!(refusal.kind, RefusalKind::Unavailable);
     assert!(refusal.detail.contains("full") && refusal.detail.contains("free space"), "{}", refusal.detail);
     assert!(!handle.serving());
     // What is durable can still be read; further changes are refused with the same advice.
     assert_eq!(tenants(handle).await, vec!["before".parse().unwrap()]);
-    let refusal = handle.ask(create("refused")).await.unwrap_err();
+    let refusal = handle.submit(create("refused")).await.unwrap_err();
     assert!(refusal.detail.contains("free space"), "{}", refusal.detail);
     eventually("the store is used again", async || handle.serving().then_some(())).await;
-    handle.ask(create("lost")).await.unwrap();
+    handle.submit(create("lost")).await.unwrap();
     assert_eq!(tenants(handle).await.len(), 2);
     running.ending.cancel();
     running.task.await.unwrap().unwrap();
@@ -300,11 +302,11 @@ async fn a_change_that_could_not_be_stored_never_happened() {
 #[tokio::test]
 async fn a_store_that_stays_broken_ends_the_server_with_an_error() {
     let running = shell(1).await;
-    running.handle.ask(create("before")).await.unwrap();
+    running.handle.submit(create("before")).await.unwrap();
     running.failures.store(u32::MAX, Ordering::SeqCst);
-    running.handle.ask(create("lost")).await.unwrap_err();
+    running.handle.submit(create("lost")).await.unwrap_err();
     let error = running.task.await.unwrap().unwrap_err();
     assert!(matches!(error, ShellError::Store { tries: 2, .. }), "{error}");
-    let refusal = running.handle.ask(create("after")).await.unwrap_err();
+    let refusal = running.handle.submit(create("after")).await.unwrap_err();
     assert_eq!(refusal.kind, RefusalKind::Unavailable);
 }

@@ -7,14 +7,14 @@ mod queue;
 mod scene;
 mod waking;
 
-use drover_control::interface::{Ask, RefusalKind, Reply};
+use drover_control::interface::{Action, RefusalKind, Reply};
 use drover_model::intent::{PowerIntent, RunIntent};
 use drover_model::migration::MigrationPhase;
 use drover_model::plan::PlanState;
 use drover_model::policy::Mode;
 use drover_model::world::HostState;
 use drover_model::{HostId, Millis, VmId};
-use drover_sim::{Cluster, Wish, host_id};
+use drover_sim::{Cluster, VmRequest, host_id};
 use scene::*;
 
 /// At each phase of a migration, `strike` happens; afterwards the vm runs once, on its old memory, and all is at rest.
@@ -185,7 +185,7 @@ fn a_cancelled_migration_leaves_the_vm_where_it_was() {
     let vm = scene.free_vm(&host_id(0), 0.2);
     let id = scene.migrate(&vm, &host_id(1));
     scene.wait("the copy", |cluster| phase(cluster, id) == Some(MigrationPhase::PreCopy));
-    scene.ask(Ask::CancelMigration { id }).unwrap();
+    scene.ask(Action::CancelMigration { id }).unwrap();
     scene.settle();
     assert!(matches!(scene.phase(id), Some(MigrationPhase::Cancelled { .. })));
     assert!(runs_on(&scene.cluster, &vm, &host_id(0)));
@@ -196,13 +196,13 @@ fn only_a_vm_that_runs_and_stays_is_measured_and_nothing_is_stored_of_it() {
     let mut scene = Scene::new(2);
     let (from, to) = (host_id(0), host_id(1));
     let vm = scene.free_vm(&from, 0.2);
-    let measure = |seconds| Ask::MeasureVm { vm: vm.clone(), span: Millis::secs(seconds) };
+    let measure = |seconds| Action::MeasureVm { vm: vm.clone(), span: Millis::secs(seconds) };
     let refused = |scene: &mut Scene, seconds| scene.ask(measure(seconds)).unwrap_err();
     for seconds in [0, 61] {
         let refusal = refused(&mut scene, seconds);
         assert_eq!((refusal.kind, refusal.field), (RefusalKind::Invalid, Some("seconds")), "{refusal}");
     }
-    let nobody = Ask::MeasureVm { vm: "vm-nobody".parse().unwrap(), span: Millis::secs(1) };
+    let nobody = Action::MeasureVm { vm: "vm-nobody".parse().unwrap(), span: Millis::secs(1) };
     assert_eq!(scene.ask(nobody).unwrap_err().kind, RefusalKind::NotFound);
 
     let revision = |scene: &Scene| scene.cluster.control().unwrap().revision();
@@ -226,7 +226,7 @@ fn only_a_vm_that_runs_and_stays_is_measured_and_nothing_is_stored_of_it() {
     scene.wait("its host is silent", |cluster| !seen_running(cluster, &vm));
     assert_eq!(refused(&mut scene, 2).kind, RefusalKind::Unavailable);
     scene.wait("its host answers again", |cluster| seen_running(cluster, &vm));
-    scene.ask(Ask::SetRun { vm: vm.clone(), run: RunIntent::Stopped }).unwrap();
+    scene.ask(Action::SetRun { vm: vm.clone(), run: RunIntent::Stopped }).unwrap();
     let refusal = refused(&mut scene, 2);
     assert!(refusal.kind == RefusalKind::Conflict && refusal.detail.contains("not running"), "{refusal}");
     scene.settle();
@@ -239,9 +239,9 @@ fn a_drain_empties_a_host_and_nothing_comes_until_it_is_given_back() {
     let mut scene = Scene::new(3);
     scene.policy(|policy| policy.mode = Mode::Act);
     let vms: Vec<VmId> = (0..3).map(|_| scene.free_vm(&host_id(0), 0.2)).collect();
-    scene.ask(Ask::DrainHost { host: host_id(0) }).unwrap();
+    scene.ask(Action::DrainHost { host: host_id(0) }).unwrap();
     scene.wait("the host is empty", |cluster| vms.iter().all(|vm| !cluster.executing(vm).contains(&host_id(0))));
-    let later = scene.cluster.create_vm(&Wish { vcpus: 1, memory: MEMORY, ..Wish::default() }).unwrap();
+    let later = scene.cluster.create_vm(&VmRequest { vcpus: 1, memory: MEMORY, ..VmRequest::default() }).unwrap();
     scene.wait("the new vm runs elsewhere", |cluster| seen_running(cluster, &later));
     assert!(!scene.cluster.executing(&later).contains(&host_id(0)));
     scene.settle();
@@ -262,7 +262,7 @@ fn power_saving_empties_a_host_and_wakes_it_when_it_is_needed() {
         scene.load(vm, 1.0);
     }
     for _ in 0..2 {
-        let vm = scene.cluster.create_vm(&Wish { vcpus: 2, memory: MEMORY, ..Wish::default() }).unwrap();
+        let vm = scene.cluster.create_vm(&VmRequest { vcpus: 2, memory: MEMORY, ..VmRequest::default() }).unwrap();
         scene.load(&vm, 1.0);
     }
     scene.wait("all hosts are on again", |cluster| asleep(cluster) == 0);
@@ -289,7 +289,7 @@ fn a_hot_host_is_relieved_in_mode_act_and_only_proposed_for_in_mode_propose() {
     scene.cluster.pass(Millis(3 * MINUTE.0)).unwrap();
     assert!(vms.iter().all(|vm| runs_on(&scene.cluster, vm, &host_id(0))), "nothing moves unasked");
     let id = proposed(&scene.cluster).unwrap();
-    scene.ask(Ask::ApprovePlan { id }).unwrap();
+    scene.ask(Action::ApprovePlan { id }).unwrap();
     scene.wait("the plan is done", |cluster| {
         cluster.control().and_then(|control| control.plan(id)).is_some_and(|plan| plan.state == PlanState::Done)
     });
@@ -301,7 +301,7 @@ fn a_full_disk_changes_nothing_and_says_so() {
     let mut scene = Scene::new(2);
     let vm = scene.vm(&host_id(0), 0.2);
     scene.cluster.fill_disk();
-    let refusal = scene.ask(Ask::SetRun { vm: vm.clone(), run: RunIntent::Stopped }).unwrap_err();
+    let refusal = scene.ask(Action::SetRun { vm: vm.clone(), run: RunIntent::Stopped }).unwrap_err();
     assert!(refusal.detail.contains("full"), "{refusal}");
     scene.wait("the server goes on", |cluster| cluster.control().is_some());
     scene.wait("it sees the vm again", |cluster| runs_on(cluster, &vm, &host_id(0)));
@@ -312,12 +312,12 @@ fn a_full_disk_changes_nothing_and_says_so() {
 #[test]
 fn a_vm_is_not_started_elsewhere_while_its_start_is_under_way() {
     let mut scene = Scene::new(2);
-    let vm = scene.cluster.create_vm(&Wish { vcpus: 1, memory: MEMORY, ..Wish::default() }).unwrap();
+    let vm = scene.cluster.create_vm(&VmRequest { vcpus: 1, memory: MEMORY, ..VmRequest::default() }).unwrap();
     let host = |cluster: &Cluster| cluster.control()?.vm(&vm)?.host.clone();
     scene.wait("the vm is placed", |cluster| host(cluster).is_some());
     scene.cluster.stall_connection(&host(&scene.cluster).unwrap(), 5_000);
-    scene.ask(Ask::SetRun { vm: vm.clone(), run: RunIntent::Stopped }).unwrap();
-    let refusal = scene.ask(Ask::SetRun { vm: vm.clone(), run: RunIntent::Running }).unwrap_err();
+    scene.ask(Action::SetRun { vm: vm.clone(), run: RunIntent::Stopped }).unwrap();
+    let refusal = scene.ask(Action::SetRun { vm: vm.clone(), run: RunIntent::Running }).unwrap_err();
     assert!(refusal.detail.contains("try again"), "{refusal}");
     scene.settle();
 }
@@ -332,7 +332,7 @@ fn a_removed_vm_is_gone_only_once_every_host_has_let_go_of_it() {
     scene.cluster.pass(Millis(300)).unwrap();
     scene.cluster.make_unreachable(&from, 60_000);
     scene.wait("the move is done", |cluster| phase(cluster, id) == Some(MigrationPhase::Done));
-    scene.ask(Ask::RemoveVm { vm: vm.clone() }).unwrap();
+    scene.ask(Action::RemoveVm { vm: vm.clone() }).unwrap();
     scene.cluster.pass(Millis::secs(20)).unwrap();
     let known = |cluster: &Cluster| cluster.control().is_some_and(|control| control.vm(&vm).is_some());
     assert!(known(&scene.cluster), "{from} still holds what was handed over");
@@ -347,7 +347,7 @@ fn a_server_killed_while_it_wakes_or_switches_off_a_host_goes_on_where_it_was() 
     for on in [false, true] {
         // Durable, and the driver never asked.
         scene.cluster.kill_server_after_commit();
-        let _unanswered = scene.ask(Ask::PowerHost { host: host.clone(), on });
+        let _unanswered = scene.ask(Action::PowerHost { host: host.clone(), on });
         scene.wait("the server is back", |cluster| cluster.control().is_some());
         let power = scene.cluster.control().and_then(|control| control.host(&host)).map(|row| row.power);
         assert_eq!(power, Some(if on { PowerIntent::On } else { PowerIntent::Off }));

@@ -1,16 +1,16 @@
 //! Rules of placement and what is said of hosts: who may write them, and that moves keep them.
 
 use crate::scene::*;
-use drover_control::interface::{Ask, RefusalKind};
+use drover_control::interface::{Action, RefusalKind};
 use drover_model::intent::HostAttributes;
 use drover_model::placement::{HostSet, PlacementRule, RuleKind, Scope};
 use drover_model::policy::{Mode, PowerCurve};
 use drover_model::{HostId, Millis, RuleId, VmId};
 use drover_sim::{Cluster, host_id};
 
-fn rule(name: &str, vms: &[&VmId], kind: RuleKind) -> Ask {
+fn rule(name: &str, vms: &[&VmId], kind: RuleKind) -> Action {
     let (id, vms) = (name.parse().unwrap(), vms.iter().map(|vm| (*vm).clone()).collect());
-    Ask::CreateRule { rule: PlacementRule { id, vms, kind } }
+    Action::CreateRule { rule: PlacementRule { id, vms, kind } }
 }
 
 fn on(label: &str) -> HostSet {
@@ -20,11 +20,11 @@ fn on(label: &str) -> HostSet {
 fn say(scene: &mut Scene, host: usize, change: impl FnOnce(&mut HostAttributes)) {
     let mut attributes = HostAttributes::default();
     change(&mut attributes);
-    scene.ask(Ask::SetHostAttributes { host: host_id(host), attributes }).unwrap();
+    scene.ask(Action::SetHostAttributes { host: host_id(host), attributes }).unwrap();
 }
 
 fn refused(scene: &mut Scene, vm: &VmId, to: HostId) -> String {
-    let refusal = scene.ask(Ask::MigrateVm { vm: vm.clone(), to: Some(to), method: None }).unwrap_err();
+    let refusal = scene.ask(Action::MigrateVm { vm: vm.clone(), to: Some(to), method: None }).unwrap_err();
     assert_eq!(refusal.kind, RefusalKind::Conflict);
     refusal.detail
 }
@@ -43,7 +43,7 @@ fn what_is_said_of_a_host_reaches_the_planner_and_nonsense_changes_nothing() {
     let world = |scene: &Scene| scene.cluster.control().unwrap().world(scene.cluster.now()).hosts[&host_id(0)].clone();
     assert_eq!(world(&scene).rack.unwrap().as_str(), "r1");
     let falling = HostAttributes { power: Some(PowerCurve::linear(120.0, 80.0)), ..HostAttributes::default() };
-    let refusal = scene.ask(Ask::SetHostAttributes { host: host_id(0), attributes: falling }).unwrap_err();
+    let refusal = scene.ask(Action::SetHostAttributes { host: host_id(0), attributes: falling }).unwrap_err();
     assert_eq!((refusal.kind, refusal.field), (RefusalKind::Invalid, Some("power_curve_watts")));
     assert_eq!(world(&scene).power, Some(PowerCurve::linear(80.0, 120.0)));
 }
@@ -92,7 +92,7 @@ fn a_move_by_hand_keeps_the_rules() {
     assert!(why.contains("apart"), "{why}");
     let why = refused(&mut scene, &c, host_id(2));
     assert!(why.contains("near"), "{why}");
-    scene.ask(Ask::RemoveRule { id: "near".parse().unwrap() }).unwrap();
+    scene.ask(Action::RemoveRule { id: "near".parse().unwrap() }).unwrap();
     scene.ask(rule("new", &[&c], RuleKind::NotOn { hosts: on("old") })).unwrap();
     let why = refused(&mut scene, &c, host_id(2));
     assert!(why.contains("new"), "{why}");
@@ -110,14 +110,14 @@ fn a_rule_forgets_vms_that_are_gone_and_holds_on_to_its_hosts() {
     let hosts = HostSet { hosts: [host_id(1)].into(), ..HostSet::default() };
     scene.ask(rule("off", &[&a], RuleKind::NotOn { hosts })).unwrap();
     scene.ask(rule("apart", &[&a, &b], RuleKind::Apart { within: Scope::Host })).unwrap();
-    let refusal = scene.ask(Ask::RemoveHost { host: host_id(1) }).unwrap_err();
+    let refusal = scene.ask(Action::RemoveHost { host: host_id(1) }).unwrap_err();
     assert!(refusal.detail.contains("placement rule off names h2"), "{refusal}");
-    scene.ask(Ask::RemoveVm { vm: a.clone() }).unwrap();
+    scene.ask(Action::RemoveVm { vm: a.clone() }).unwrap();
     scene.wait("it is gone", |cluster| cluster.control().is_some_and(|control| control.vm(&a).is_none()));
     let left: Vec<(RuleId, Vec<VmId>)> =
         rules(&scene.cluster).into_iter().map(|rule| (rule.id, rule.vms.into_iter().collect())).collect();
     assert_eq!(left, [("apart".parse().unwrap(), vec![b])]);
-    scene.ask(Ask::RemoveHost { host: host_id(1) }).unwrap();
+    scene.ask(Action::RemoveHost { host: host_id(1) }).unwrap();
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn a_rule_is_kept_through_a_drain() {
         ))
         .unwrap();
     scene.policy(|policy| policy.mode = Mode::Act);
-    scene.ask(Ask::DrainHost { host: host_id(0) }).unwrap();
+    scene.ask(Action::DrainHost { host: host_id(0) }).unwrap();
     let kept = |cluster: &Cluster| {
         !cluster.executing(&a).contains(&host_id(2))
             && [&a, &c].iter().all(|vm| !cluster.executing(vm).contains(&host_id(3)))

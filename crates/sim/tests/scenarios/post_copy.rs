@@ -1,7 +1,7 @@
 //! Guests that write faster than the link carries, and what becomes of their memory when a connection breaks.
 
 use crate::scene::*;
-use drover_control::interface::Ask;
+use drover_control::interface::Action;
 use drover_model::migration::{Method, MigrationPhase};
 use drover_model::{Bytes, Millis};
 use drover_sim::{Phase, host_id};
@@ -36,7 +36,7 @@ fn pre_copy_that_would_not_end_says_what_would_help_where_post_copy_is_forbidden
         policy.migration.post_copy = false;
     });
     scene.cluster.set_link(SLOW, true);
-    let refused = scene.ask(Ask::MigrateVm { vm: vm.clone(), to: Some(to.clone()), method: Some(Method::PostCopy) });
+    let refused = scene.ask(Action::MigrateVm { vm: vm.clone(), to: Some(to.clone()), method: Some(Method::PostCopy) });
     assert!(refused.unwrap_err().detail.contains("migration_post_copy"));
     let id = scene.migrate_by(&vm, &to, None);
     scene.wait("it gives up", |cluster| phase(cluster, id).is_some_and(|phase| phase.is_over()));

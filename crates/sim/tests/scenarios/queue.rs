@@ -1,7 +1,7 @@
 //! Many migrations at once: turns, shares, holding, evacuation, and vms whose moves keep failing.
 
 use crate::scene::*;
-use drover_control::interface::{Ask, RefusalKind};
+use drover_control::interface::{Action, RefusalKind};
 use drover_model::migration::{Interval, MigrationPhase, Priority};
 use drover_model::policy::Mode;
 use drover_model::{Bytes, HostId, MigrationId, Millis, TimeMs, VmId};
@@ -39,8 +39,8 @@ fn migrations_beyond_the_limit_wait_for_their_turn_by_priority_then_age() {
         let outlook = scene.cluster.control().unwrap().migration_outlook(*id).unwrap();
         assert!(outlook.waits_for.is_some() && outlook.finish_at > outlook.start_at, "{outlook:?}");
     }
-    scene.ask(Ask::PrioritiseMigration { id: ids[3], priority: Priority::High }).unwrap();
-    scene.ask(Ask::CancelMigration { id: ids[2] }).unwrap();
+    scene.ask(Action::PrioritiseMigration { id: ids[3], priority: Priority::High }).unwrap();
+    scene.ask(Action::CancelMigration { id: ids[2] }).unwrap();
     assert!(matches!(scene.phase(ids[2]), Some(MigrationPhase::Cancelled { .. })), "what has not begun ends at once");
     scene.wait("all are there", all_over);
     let began: Vec<_> = [ids[0], ids[3], ids[1]].iter().map(|id| began(&scene.cluster, *id).unwrap()).collect();
@@ -70,9 +70,9 @@ fn what_is_held_sends_nothing_and_goes_on_where_it_was() {
     let vms = vms(&mut scene, &host_id(0), 2);
     scene.cluster.set_link(SLOW, false);
     let ids: Vec<MigrationId> = vms.iter().map(|vm| scene.migrate(vm, &host_id(1))).collect();
-    scene.ask(Ask::HoldMigration { id: ids[1], held: true }).unwrap();
+    scene.ask(Action::HoldMigration { id: ids[1], held: true }).unwrap();
     scene.wait("the copy", |cluster| cluster.sending(&vms[0]) == Some(Phase::PreCopy));
-    scene.ask(Ask::HoldMigration { id: ids[0], held: true }).unwrap();
+    scene.ask(Action::HoldMigration { id: ids[0], held: true }).unwrap();
     let sent = |scene: &Scene| scene.cluster.control().unwrap().migration_progress(ids[0]).unwrap().transferred;
     scene.cluster.pass(Millis::secs(5)).unwrap();
     let before = sent(&scene);
@@ -80,12 +80,12 @@ fn what_is_held_sends_nothing_and_goes_on_where_it_was() {
     scene.cluster.pass(Millis::secs(300)).unwrap();
     assert!(sent(&scene).0 - before.0 < Bytes::mib(5).0, "{before} and now {}", sent(&scene));
     assert_eq!(scene.phase(ids[0]), Some(MigrationPhase::PreCopy));
-    scene.ask(Ask::HoldMigration { id: ids[0], held: false }).unwrap();
+    scene.ask(Action::HoldMigration { id: ids[0], held: false }).unwrap();
     scene.wait("it is there", |cluster| phase(cluster, ids[0]) == Some(MigrationPhase::Done));
     assert_eq!(scene.phase(ids[1]), Some(MigrationPhase::Queued), "the other one is still held");
-    let over = scene.ask(Ask::HoldMigration { id: ids[0], held: true }).unwrap_err();
+    let over = scene.ask(Action::HoldMigration { id: ids[0], held: true }).unwrap_err();
     assert_eq!(over.kind, RefusalKind::Conflict);
-    scene.ask(Ask::HoldMigration { id: ids[1], held: false }).unwrap();
+    scene.ask(Action::HoldMigration { id: ids[1], held: false }).unwrap();
     scene.settle();
     assert_eq!(scene.phase(ids[1]), Some(MigrationPhase::Done));
 }
@@ -120,7 +120,7 @@ fn an_evacuation_says_how_far_it_is_and_keeps_its_word() {
     let count = vms(&mut scene, &drained, 5).len();
     scene.policy(|policy| policy.settle = Millis::secs(3));
     scene.cluster.set_link(SLOW, false);
-    scene.ask(Ask::DrainHost { host: drained.clone() }).unwrap();
+    scene.ask(Action::DrainHost { host: drained.clone() }).unwrap();
     let standing = |cluster: &Cluster| cluster.control().and_then(|control| control.evacuation(&drained).cloned());
     scene.wait("an eta", |cluster| standing(cluster).is_some_and(|e| e.eta_at.is_some()));
     let first = standing(&scene.cluster).unwrap();
@@ -147,7 +147,7 @@ fn a_vm_whose_moves_keep_failing_is_left_alone_for_longer_each_time() {
     });
     // Every copy is hopeless.
     scene.cluster.set_link(SLOW, true);
-    scene.ask(Ask::DrainHost { host: from.clone() }).unwrap();
+    scene.ask(Action::DrainHost { host: from.clone() }).unwrap();
     scene.cluster.pass(Millis::secs(900)).unwrap();
     let control = scene.cluster.control().unwrap();
     let starts: Vec<TimeMs> =
@@ -161,7 +161,7 @@ fn a_vm_whose_moves_keep_failing_is_left_alone_for_longer_each_time() {
     assert!(said.because.iter().any(|line| line.contains("left alone")), "{:?}", said.because);
     // A person is not bound by it.
     scene.cluster.set_link(SLOW, false);
-    scene.ask(Ask::UndrainHost { host: from.clone() }).unwrap();
+    scene.ask(Action::UndrainHost { host: from.clone() }).unwrap();
     scene.policy(|policy| policy.mode = Mode::Observe);
     let id = scene.migrate(&vm, &to);
     scene.wait("it is there", |cluster| phase(cluster, id) == Some(MigrationPhase::Done));
@@ -201,7 +201,7 @@ fn a_forecast_changes_nothing_and_comes_true() {
     let off = |expected: Millis| (took.0 as f64 / expected.0 as f64).ln().abs();
     assert!(off(expected) < off(first.choice.prediction.total.expected), "nothing was learned");
     assert!(high.0 < 4 * low.0, "{low} to {high} says nothing");
-    let drained = scene.ask(Ask::DrainHost { host: from.clone() });
+    let drained = scene.ask(Action::DrainHost { host: from.clone() });
     assert!(drained.is_ok());
     let refused = scene.cluster.control().unwrap();
     let refused = refused.forecast_migration(scene.cluster.now(), &vm, Some(from.clone()), None).unwrap();

@@ -1,12 +1,12 @@
 //! A small cluster without faults, and how to ask it things.
 
-use drover_control::interface::{Ask, Refusal, Reply};
+use drover_control::interface::{Action, Refusal, Reply};
 use drover_model::inventory::Capacity;
 use drover_model::migration::{Method, MigrationPhase};
 use drover_model::policy::{Mode, Policy};
 use drover_model::world::HostState;
 use drover_model::{Bytes, CpuMillis, HostId, MigrationId, Millis, VmId};
-use drover_sim::{Cluster, Demand, Wish};
+use drover_sim::{Cluster, Demand, VmRequest};
 
 pub const MINUTE: Millis = Millis::secs(60);
 pub const MEMORY: Bytes = Bytes::mib(512);
@@ -29,10 +29,10 @@ impl Scene {
     pub fn policy(&mut self, change: impl FnOnce(&mut Policy)) {
         let mut policy = Policy::default();
         change(&mut policy);
-        self.ask(Ask::SetPolicy { policy: Box::new(policy) }).unwrap();
+        self.ask(Action::SetPolicy { policy: Box::new(policy) }).unwrap();
     }
 
-    pub fn ask(&mut self, ask: Ask) -> Result<Reply, Refusal> {
+    pub fn ask(&mut self, ask: Action) -> Result<Reply, Refusal> {
         self.cluster.ask(ask)
     }
 
@@ -50,8 +50,8 @@ impl Scene {
 
     /// A running vm with a steady demand, on this host.
     pub fn vm(&mut self, on: &HostId, demand: f64) -> VmId {
-        let wish = Wish { vcpus: 2, memory: MEMORY, anti_affinity: None, pinned_to: vec![on.clone()] };
-        let vm = self.cluster.create_vm(&wish).unwrap();
+        let request = VmRequest { vcpus: 2, memory: MEMORY, anti_affinity: None, pinned_to: vec![on.clone()] };
+        let vm = self.cluster.create_vm(&request).unwrap();
         self.load(&vm, demand);
         self.wait("the vm runs", |cluster| runs_on(cluster, &vm, on));
         vm
@@ -59,8 +59,8 @@ impl Scene {
 
     /// The same, free to go anywhere: wherever it was placed, it is moved to `on`.
     pub fn free_vm(&mut self, on: &HostId, demand: f64) -> VmId {
-        let wish = Wish { vcpus: 2, memory: MEMORY, ..Wish::default() };
-        let vm = self.cluster.create_vm(&wish).unwrap();
+        let request = VmRequest { vcpus: 2, memory: MEMORY, ..VmRequest::default() };
+        let vm = self.cluster.create_vm(&request).unwrap();
         self.load(&vm, demand);
         self.wait("the vm runs", |cluster| seen_running(cluster, &vm));
         if !runs_on(&self.cluster, &vm, on) {
@@ -79,7 +79,7 @@ impl Scene {
     }
 
     pub fn migrate_by(&mut self, vm: &VmId, to: &HostId, method: Option<Method>) -> MigrationId {
-        match self.ask(Ask::MigrateVm { vm: vm.clone(), to: Some(to.clone()), method }) {
+        match self.ask(Action::MigrateVm { vm: vm.clone(), to: Some(to.clone()), method }) {
             Ok(Reply::Migration(id)) => id,
             other => panic!("{vm} does not move to {to}: {other:?}"),
         }

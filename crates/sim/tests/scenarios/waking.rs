@@ -1,7 +1,7 @@
 //! Hosts that sleep: whether they can be counted on, and who is told if not.
 
 use crate::scene::*;
-use drover_control::interface::{Actor, Ask};
+use drover_control::interface::{Action, Actor};
 use drover_control::{Explanation, Why};
 use drover_model::intent::Role;
 use drover_model::policy::{Aim, Mode};
@@ -56,7 +56,7 @@ fn a_sleeper_whose_driver_is_silent_is_not_counted_on_until_it_answers() {
 fn a_wake_that_fails_is_escalated_and_the_host_is_not_counted_on_until_it_speaks() {
     let (mut scene, host) = one_asleep(Millis::ZERO);
     scene.cluster.break_boot(&host, true);
-    scene.ask(Ask::PowerHost { host: host.clone(), on: true }).unwrap();
+    scene.ask(Action::PowerHost { host: host.clone(), on: true }).unwrap();
     scene.cluster.pass(Millis(16 * MINUTE.0)).unwrap();
     assert!(scene.told("host-power-failed"));
     assert!(!counted_on(&scene.cluster, &host));

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use drover_lab::cluster::ClusterOptions;
 use drover_lab::faults::{self, Cell, CellReport};
 use drover_lab::vms::GuestImage;
-use drover_lab::{Interrupted, Kept, Lab, LabOptions, process};
+use drover_lab::{Interrupted, Lab, LabOptions, LabOutcome, process};
 use drover_model::policy::{Mode, Policy};
 use std::fs;
 use std::path::Path;
@@ -30,7 +30,7 @@ pub fn measure(cells: &[Cell], logs: Option<&Path>) -> Result<Report> {
         match outcome {
             Ok((done, kept)) => {
                 reports.extend(done);
-                if let Kept::No { leftovers } = kept
+                if let LabOutcome::No { leftovers } = kept
                     && !leftovers.is_empty()
                 {
                     eprintln!("clean-up is not complete, the next lab will try again: {leftovers:?}");

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use drover_lab::cluster::ClusterOptions;
 use drover_lab::config::HostSize;
 use drover_lab::vms::{self, GuestImage, NewVm, RunningVm};
-use drover_lab::{Kept, Lab, LabOptions, process};
+use drover_lab::{Lab, LabOptions, LabOutcome, process};
 use drover_model::HostId;
 use drover_model::policy::Policy;
 use std::time::{Duration, Instant};
@@ -55,7 +55,7 @@ pub fn measure(span: Duration) -> Result<Report> {
         println!("measuring for {} s", span.as_secs());
         watch(lab, &host, span).await
     })?;
-    if let Kept::No { leftovers } = kept
+    if let LabOutcome::No { leftovers } = kept
         && !leftovers.is_empty()
     {
         eprintln!("clean-up is not complete, the next lab will try again: {leftovers:?}");

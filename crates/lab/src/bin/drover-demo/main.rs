@@ -11,7 +11,7 @@ mod teller;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use drover_lab::cluster::ClusterOptions;
-use drover_lab::{Kept, LabOptions, power, process};
+use drover_lab::{LabOptions, LabOutcome, power, process};
 use drover_model::HostId;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -104,8 +104,8 @@ fn play(cli: &Cli) -> Result<ExitCode> {
     })?;
     teller.restore();
     match &kept {
-        Kept::No { leftovers } => summary.leftovers = leftovers.clone().into(),
-        Kept::Yes { dir, switch } => println!("{}", how_to_look(dir, switch)?),
+        LabOutcome::No { leftovers } => summary.leftovers = leftovers.clone().into(),
+        LabOutcome::Yes { dir, switch } => println!("{}", how_to_look(dir, switch)?),
     }
     if let Some(path) = &cli.json {
         let text = serde_json::to_string_pretty(&summary).context("the summary can't be written as JSON")?;

@@ -16,7 +16,7 @@ use drover_lab::cluster::ClusterOptions;
 use drover_lab::config::HostSize;
 use drover_lab::net::{self, HOST_BRIDGE, HostNumber, LabNet};
 use drover_lab::vms::GuestImage;
-use drover_lab::{Kept, Lab, LabOptions, process};
+use drover_lab::{Lab, LabOptions, LabOutcome, process};
 use drover_model::HostId;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -60,7 +60,7 @@ pub fn measure(options: &Options) -> Result<Report> {
     };
     println!("building a cluster of {} hosts", HOSTS.len());
     let (report, kept) = drover_lab::run(lab, async |lab| Bench::prepare(lab, options).await?.run(lab).await)?;
-    if let Kept::No { leftovers } = kept
+    if let LabOutcome::No { leftovers } = kept
         && !leftovers.is_empty()
     {
         eprintln!("clean-up is not complete, the next lab will try again: {leftovers:?}");
