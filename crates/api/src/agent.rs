@@ -29,7 +29,7 @@ pub const FRAME_MAX: usize = 1 << 20;
 pub const TO_AGENT_FRAME_MAX: usize = 16 << 20;
 
 /// Console bytes in one frame at most, before base64.
-pub const CONSOLE_CHUNK_MAX: usize = 16 << 10;
+pub const CONSOLE_CHUNK_MAX: usize = crate::v1::CONSOLE_FRAME_MAX;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "message")]

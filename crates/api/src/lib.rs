@@ -4,4 +4,4 @@ pub mod agent;
 pub mod client;
 pub mod join;
 pub mod problem;
-pub mod v1;
+pub use drover_model::v1;

@@ -3,9 +3,14 @@
 //! Names are checked where they enter: a value of these types is well-formed by construction, in
 //! memory, on the wire and in the store.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Why a name was refused. Shown to people as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,12 +33,22 @@ fn is_label(text: &str) -> bool {
         && bytes.last().is_some_and(alnum)
 }
 
+/// The same rule for programs, as OpenAPI has it.
+fn name_schema(what: &str) -> RefOr<Schema> {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))
+        .min_length(Some(1))
+        .max_length(Some(63))
+        .description(Some(format!("A {what}: lower-case letters, digits and hyphens")))
+        .into()
+}
+
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
 
         impl $name {
             pub fn as_str(&self) -> &str {
@@ -45,7 +60,7 @@ macro_rules! name_type {
             type Err = BadName;
             fn from_str(text: &str) -> Result<Self, BadName> {
                 if is_label(text) {
-                    Ok(Self(text.to_owned()))
+                    Ok(Self(text.into()))
                 } else {
                     // Long input is cut: the message goes back to whoever sent it.
                     Err(BadName { what: $what, value: text.chars().take(80).collect() })
@@ -53,16 +68,34 @@ macro_rules! name_type {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = BadName;
-            fn try_from(text: String) -> Result<Self, BadName> {
-                text.parse()
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0.as_ref().to_owned()
             }
         }
 
-        impl From<$name> for String {
-            fn from(name: $name) -> String {
-                name.0
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = Cow::<str>::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                name_schema($what)
+            }
+        }
+
+        impl ToSchema for $name {
+            fn name() -> Cow<'static, str> {
+                stringify!($name).into()
             }
         }
 
@@ -90,8 +123,12 @@ name_type!(
     /// A virtual server's name, unique within its tenant.
     VmName, "vm name");
 name_type!(
-    /// A cloud consumer.
+    /// A cloud consumer's name, unique among the tenants that there are now.
     TenantName, "tenant");
+name_type!(
+    /// A cloud consumer's identity. Made by the server (`tn-` and 12 random letters) and never used again: a tenant that is
+    /// made again under an old name is another tenant.
+    TenantId, "tenant id");
 name_type!(
     /// An image that vms are created from.
     ImageId, "image");
@@ -133,7 +170,9 @@ name_type!(
 macro_rules! number_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema,
+        )]
         #[serde(transparent)]
         pub struct $name(pub u64);
 

@@ -15,6 +15,7 @@ pub mod event;
 pub mod ids;
 pub mod intent;
 pub mod inventory;
+pub mod kind;
 pub mod load;
 pub mod migration;
 pub mod network;
@@ -22,6 +23,7 @@ pub mod placement;
 pub mod plan;
 pub mod policy;
 pub mod units;
+pub mod v1;
 pub mod world;
 
 pub use ids::*;

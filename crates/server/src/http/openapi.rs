@@ -54,7 +54,7 @@ mod tests {
 
     /// The table of routes in the documentation of `drover_api::v1`.
     fn documented() -> BTreeSet<String> {
-        let source = include_str!("../../../api/src/v1/mod.rs");
+        let source = include_str!("../../../model/src/v1/mod.rs");
         let rows = source.lines().filter_map(|line| line.strip_prefix("//! | `"));
         let cells = rows.filter_map(|row| row.split(" | ").next());
         let routes = cells.flat_map(|cell| cell.split(", `").map(|route| route.trim_end_matches('`').to_owned()));

@@ -1,8 +1,8 @@
 //! Rules of placement: which vms stay together or apart, and on which hosts.
 
 use super::schema;
-use drover_model::placement::{HostSet, PlacementRule, RuleKind, Scope};
-use drover_model::{HostId, Label, RackId, Revision, RuleId, VmId, ZoneId};
+use crate::placement::{HostSet, PlacementRule, RuleKind, Scope};
+use crate::{HostId, Label, RackId, Revision, RuleId, VmId, ZoneId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use utoipa::ToSchema;

@@ -1,10 +1,10 @@
 //! Plans: what was decided, why, what was rejected, and what became of it.
 
 use super::{HostFindingView, schema};
-use drover_model::plan::{
+use crate::plan::{
     Action, PlanRecord, PlanState, Prediction, Rejected, Scenario, Step, StepState, Verification,
 };
-use drover_model::{Bytes, Generation, HostId, MigrationId, PlanId, Revision, VmId};
+use crate::{Bytes, Generation, HostId, MigrationId, PlanId, Revision, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -278,8 +278,8 @@ pub struct PlanNow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use drover_model::plan::{Findings, Heat, HostFinding, Objection, Plan};
-    use drover_model::{CpuMillis, MicroMoney, MicroMoneyPerHour, Millis, TimeMs};
+    use crate::plan::{Findings, Heat, HostFinding, Objection, Plan};
+    use crate::{CpuMillis, MicroMoney, MicroMoneyPerHour, Millis, TimeMs};
 
     fn record() -> PlanRecord {
         let host = |name: &str| name.parse::<HostId>().unwrap();

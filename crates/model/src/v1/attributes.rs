@@ -1,9 +1,9 @@
 //! What the operator says of a host and no agent can know.
 
 use super::schema;
-use drover_model::intent::HostAttributes as ModelAttributes;
-use drover_model::policy::PowerCurve;
-use drover_model::{BadName, Bytes, Label, MicroMoney, RackId, ZoneId};
+use crate::intent::HostAttributes as ModelAttributes;
+use crate::policy::PowerCurve;
+use crate::{BadName, Bytes, Label, MicroMoney, RackId, ZoneId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use utoipa::ToSchema;

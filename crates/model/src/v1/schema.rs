@@ -83,15 +83,15 @@ pub fn names() -> RefOr<Schema> {
 mod tests {
     use super::*;
     use crate::v1::RuleWord;
-    use drover_model::event::Severity;
-    use drover_model::intent::{PowerIntent, RunIntent};
-    use drover_model::inventory::Accelerator;
-    use drover_model::migration::{Method, Priority};
-    use drover_model::network::{Direction, Protocol};
-    use drover_model::placement::Scope;
-    use drover_model::plan::{Heat, Resource, Scenario};
-    use drover_model::policy::{Aim, Mode};
-    use drover_model::world::HostState;
+    use crate::event::Severity;
+    use crate::intent::{PowerIntent, RunIntent};
+    use crate::inventory::Accelerator;
+    use crate::migration::{Method, Priority};
+    use crate::network::{Direction, Protocol};
+    use crate::placement::Scope;
+    use crate::plan::{Heat, Resource, Scenario};
+    use crate::policy::{Aim, Mode};
+    use crate::world::HostState;
     use serde::Serialize;
     use serde::de::DeserializeOwned;
 

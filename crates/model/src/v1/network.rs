@@ -1,8 +1,8 @@
 //! Overlay networks, security groups, and ports of hosts on networks.
 
 use super::schema;
-use drover_model::network::{self, Direction, Network, Port, Protocol, Remote, Subnet};
-use drover_model::{HostId, NetworkId, NetworkName, PortId, Revision, SecurityGroupId, TenantName};
+use crate::network::{self, Direction, Network, Port, Protocol, Remote, Subnet};
+use crate::{HostId, NetworkId, NetworkName, PortId, Revision, SecurityGroupId, TenantName};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr};
 use utoipa::{IntoParams, ToSchema};

@@ -1,11 +1,11 @@
 //! Virtual servers.
 
 use super::schema;
-use drover_model::command::Command;
-use drover_model::intent::{Nic, RunIntent, Vm};
-use drover_model::load::VmSample;
-use drover_model::migration::Method;
-use drover_model::{
+use crate::command::Command;
+use crate::intent::{Nic, RunIntent, Vm};
+use crate::load::VmSample;
+use crate::migration::Method;
+use crate::{
     Bytes, Generation, GroupId, HostId, ImageId, MigrationId, NetworkId, NetworkName, Revision, SecurityGroupId,
     TenantName, VmId, VmName,
 };

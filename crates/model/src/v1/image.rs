@@ -1,7 +1,7 @@
 //! Images. Their files are uploaded one by one into a staging area, then registered together.
 
-use drover_model::intent::{Image, ImageFile};
-use drover_model::{ImageId, Revision};
+use crate::intent::{Image, ImageFile};
+use crate::{ImageId, Revision};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;

@@ -1,8 +1,8 @@
 //! The event log.
 
 use super::schema;
-use drover_model::event::{Event, Severity};
-use drover_model::{EventSeq, TenantName};
+use crate::event::{Event, Severity};
+use crate::{EventSeq, TenantName};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

@@ -11,7 +11,7 @@
 //! | `GET /metrics` | | 200 Prometheus text | operator |
 //! | `GET /v1/openapi.json` | | 200 OpenAPI 3.1 | anyone |
 //! | `GET /v1/ca` | | 200 PEM, `application/x-pem-file` | anyone |
-//! | `POST /v1/join` | [`JoinRequest`](crate::join::JoinRequest) | 200 [`JoinResponse`](crate::join::JoinResponse) | holder of a join token |
+//! | `POST /v1/join` | `JoinRequest` | 200 `JoinResponse` | holder of a join token |
 //! | `GET /v1/whoami` | | 200 [`Whoami`] | any token |
 //! | `GET /v1/cluster` | | 200 [`ClusterView`] | operator |
 //! | `GET /v1/cluster/export` | | 200 all that the planner sees, `text/plain` (docs/planner.md) | operator |
@@ -84,7 +84,7 @@
 //!
 //! Every object answered alone carries `ETag: "<revision>"`; `If-Match` on a change makes it conditional (412 when
 //! the object has changed since). A POST with an [`IDEMPOTENCY_KEY`] header can be repeated: the same key and body
-//! give the first answer and change nothing more. Errors are [`Problem`](crate::problem::Problem)s.
+//! give the first answer and change nothing more. Errors are `Problem`s.
 
 mod attributes;
 mod cluster;
@@ -124,7 +124,7 @@ pub const IDEMPOTENCY_KEY_MAX: usize = 128;
 pub const BODY_MAX: usize = 1 << 20;
 
 /// Longest frame of a console session, either way.
-pub const CONSOLE_FRAME_MAX: usize = crate::agent::CONSOLE_CHUNK_MAX;
+pub const CONSOLE_FRAME_MAX: usize = 16 << 10;
 
 /// Media type of a JSON merge patch (RFC 7396).
 pub const MERGE_PATCH: &str = "application/merge-patch+json";
@@ -144,8 +144,8 @@ impl<T> FromIterator<T> for List<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use drover_model::intent::{ApiToken, Role, Vm};
-    use drover_model::{Revision, TimeMs};
+    use crate::intent::{ApiToken, Role, Vm};
+    use crate::{Revision, TimeMs};
     use serde::de::DeserializeOwned;
     use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! Tenants and API tokens.
 
-use drover_model::intent::{ApiToken, Role, Tenant};
-use drover_model::{Revision, TenantName, TokenId};
+use crate::intent::{ApiToken, Role, Tenant};
+use crate::{Revision, TenantName, TokenId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use utoipa::ToSchema;

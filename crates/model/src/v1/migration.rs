@@ -1,12 +1,12 @@
 //! Live migrations.
 
 use super::schema;
-use drover_model::intent::Vm;
-use drover_model::migration::{
+use crate::intent::Vm;
+use crate::migration::{
     Interval, Method, MigrationPhase, MigrationProgress, MigrationRecord, MigrationReport, Prediction, Priority,
     Strategy,
 };
-use drover_model::{
+use crate::{
     Bytes, Generation, HostId, MigrationId, Millis, PlanId, Revision, TenantName, TimeMs, VmId, VmName,
 };
 use serde::{Deserialize, Serialize};

@@ -1,9 +1,9 @@
 //! The cluster as a whole: what was found, and why things are as they are.
 
 use super::{EventView, schema};
-use drover_model::plan::{Evidence, Heat, HostFinding, Resource, Scenario};
-use drover_model::policy::Mode;
-use drover_model::{HostId, Revision, VmId};
+use crate::plan::{Evidence, Heat, HostFinding, Resource, Scenario};
+use crate::policy::Mode;
+use crate::{HostId, Revision, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;

@@ -1,8 +1,8 @@
 //! The policy, flat: one key per figure, its unit in the key, as `drover policy set KEY=VALUE` takes it.
 
 use super::schema;
-use drover_model::policy::{Aim, Eagerness, KOfN, MigrationPolicy, Mode, Money, MoveLimits, Policy as ModelPolicy};
-use drover_model::{Bytes, MicroMoney, Millis, Ratio};
+use crate::policy::{Aim, Eagerness, KOfN, MigrationPolicy, Mode, Money, MoveLimits, Policy as ModelPolicy};
+use crate::{Bytes, MicroMoney, Millis, Ratio};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

@@ -1,12 +1,12 @@
 //! Hosts.
 
 use super::{HostAttributes, schema};
-use drover_model::intent::PowerIntent;
-use drover_model::inventory::{Accelerator, Capacity, HostFacts};
-use drover_model::load::HostSample;
-use drover_model::plan::Heat;
-use drover_model::world::HostState;
-use drover_model::{HostId, NetworkId, Revision, TokenId, VmId};
+use crate::intent::PowerIntent;
+use crate::inventory::{Accelerator, Capacity, HostFacts};
+use crate::load::HostSample;
+use crate::plan::Heat;
+use crate::world::HostState;
+use crate::{HostId, NetworkId, Revision, TokenId, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
