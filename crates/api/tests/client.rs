@@ -9,7 +9,10 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use drover_api::client::{ApiError, Client, ClientConfig, ConsoleOutput, EventStreamStart};
 use drover_api::problem::{MEDIA_TYPE, Problem, ProblemType};
-use drover_api::v1::{CreateTenant, EventQuery, ImagePart, VmQuery};
+use drover_api::v1::{CreateTenant, EventQuery, ImagePart, TenantQuery};
+use drover_model::intent::Host;
+use drover_model::intent::Tenant;
+use drover_model::intent::Vm;
 use drover_model::{EventSeq, Revision};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -46,7 +49,7 @@ async fn a_refusal_arrives_as_the_problem_it_is() {
         .route("/v1/cluster", get(|| async { (StatusCode::BAD_GATEWAY, "<html>") }))
         .route("/v1/whoami", get(|| async { "{\"name\": 5}" }));
     let client = serve(router).await;
-    match client.host("h9").await.unwrap_err() {
+    match client.of::<Host>().get("h9").await.unwrap_err() {
         ApiError::Problem(problem) => {
             assert_eq!((problem.status, problem.detail.as_str()), (404, "there is no host h9"));
         }
@@ -70,7 +73,7 @@ async fn requests_carry_the_token_and_what_makes_them_conditional_and_repeatable
     };
     let client = serve(Router::new().route("/v1/tenants", post(record))).await;
     let keyed = client.with_idempotency_key("run-1").unwrap().with_if_match(Revision(3));
-    let tenant = keyed.create_tenant(&CreateTenant { id: "acme".to_owned() }).await.unwrap();
+    let tenant = keyed.of::<Tenant>().create(&CreateTenant { id: "acme".to_owned() }).await.unwrap();
     assert_eq!(tenant.revision, Revision(4));
     let (uri, authorization, key, if_match, body) = seen.lock().unwrap().remove(0);
     assert_eq!(uri, "/v1/tenants");
@@ -88,7 +91,7 @@ async fn a_name_can_not_reach_another_route() {
     let router = Router::new().fallback(|uri: Uri| async move { problem(ProblemType::NotFound, uri.path()) });
     let client = serve(router).await;
     for (name, path) in [("../hosts", "/v1/vms/..%2Fhosts"), ("a?b=c#d", "/v1/vms/a%3Fb=c%23d")] {
-        let error = client.vm(name, &VmQuery::default()).await.unwrap_err();
+        let error = client.of::<Vm>().get(name).await.unwrap_err();
         assert_eq!(error.to_string(), path);
     }
 }
@@ -218,12 +221,12 @@ async fn a_console_carries_bytes_both_ways_until_it_is_closed_with_a_reason() {
         .route("/v1/vms/web-1/console", get(console))
         .route("/v1/vms/web-2/console", get(|| async { problem(ProblemType::Conflict, "web-2 is stopped") }));
     let client = serve(router).await;
-    let mut open = client.console("web-1", &VmQuery::default()).await.unwrap();
+    let mut open = client.console("web-1", &TenantQuery::default()).await.unwrap();
     open.writer.write(b"login").await.unwrap();
     assert_eq!(open.reader.read().await.unwrap(), ConsoleOutput::Bytes(b"LOGIN".to_vec()));
     open.writer.write(b"\x04").await.unwrap();
     assert_eq!(open.reader.read().await.unwrap(), ConsoleOutput::Closed("the vm has stopped".to_owned()));
-    let refused = client.console("web-2", &VmQuery::default()).await.err().unwrap();
+    let refused = client.console("web-2", &TenantQuery::default()).await.err().unwrap();
     assert_eq!(refused.to_string(), "web-2 is stopped");
 }
 

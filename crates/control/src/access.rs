@@ -1,94 +1,117 @@
-//! Who may come in: tenants, API tokens, join tokens, and a host's joining.
+//! Who may do what: the one place where roles are held against objects; and a host's joining.
 
 use crate::Control;
-use crate::interface::{Refusal, RefusalKind, Reply};
+use crate::interface::{Action, Actor, Refusal, RefusalKind, Reply};
 use drover_model::event::Severity;
-use drover_model::intent::{ApiToken, Host, JoinToken, PowerIntent, Role, Tenant};
-use drover_model::{HostId, TenantName, TimeMs, TokenId};
+use drover_model::intent::{ApiToken, Host, JoinToken, PowerIntent, Role};
+use drover_model::kind::{Audience, Exposed, Owner};
+use drover_model::{HostId, TimeMs, TokenId};
 
-const TOKENS_MAX: usize = 10_000;
-
-pub fn create_tenant(control: &mut Control, now: TimeMs, id: TenantName) -> Result<Reply, Refusal> {
-    if control.tenant(&id).is_some() {
-        return Err(Refusal::conflict(format!("there is a tenant {id} already: choose another name")).at("name"));
-    }
-    control.tables.put(Tenant { id: id.clone(), created_at: now });
-    control.tables.event(
-        now,
-        Severity::Info,
-        format!("tenant/{id}"),
-        None,
-        "tenant-created",
-        format!("tenant {id} was made"),
-    );
-    Ok(Reply::Tenant(id))
+fn forbidden(detail: &str) -> Refusal {
+    Refusal::new(RefusalKind::Forbidden, detail.to_owned())
 }
 
-pub fn remove_tenant(control: &mut Control, now: TimeMs, id: &TenantName) -> Result<Reply, Refusal> {
-    control.require::<Tenant>(id, "tenant")?;
-    let vms = control.vms().filter(|vm| vm.spec.tenant == *id).count();
-    if vms > 0 {
-        return Err(Refusal::conflict(format!("{id} still has {vms} vms: remove them first")));
+/// Whether the caller may know of an object of this kind that belongs to `owner`.
+pub fn sees<K: Exposed>(actor: &Actor, owner: Owner<'_>) -> bool {
+    match (&actor.role, K::ACCESS.read) {
+        (Role::Operator, _) | (Role::Tenant { .. }, Audience::Everyone) => true,
+        (Role::Tenant { .. }, Audience::Operators) => false,
+        (Role::Tenant { tenant }, Audience::Owner) => owner.tenant() == Some(tenant),
     }
-    let networks = control.networks().filter(|network| network.tenant == *id).count();
-    let groups = control.security_groups().filter(|group| group.tenant == *id).count();
-    if networks + groups > 0 {
-        let detail = format!("{id} still has {networks} networks and {groups} security groups: remove them first");
-        return Err(Refusal::conflict(detail));
-    }
-    let speaks_for = |token: &&ApiToken| matches!(&token.role, Role::Tenant { tenant } if tenant == id);
-    let tokens: Vec<TokenId> = control.api_tokens().filter(speaks_for).map(|token| token.id.clone()).collect();
-    for token in tokens {
-        control.tables.remove::<ApiToken>(&token);
-    }
-    control.tables.remove::<Tenant>(id);
-    let text = format!("tenant {id} was removed, and its tokens with it");
-    control.tables.event(now, Severity::Info, format!("tenant/{id}"), None, "tenant-removed", text);
-    Ok(Reply::Done)
 }
 
-pub fn create_token(control: &mut Control, now: TimeMs, token: ApiToken) -> Result<Reply, Refusal> {
-    if let Role::Tenant { tenant } = &token.role {
-        control.require::<Tenant>(tenant, "tenant").map_err(|refusal| refusal.at("tenant"))?;
+/// Whether the caller may read objects of this kind at all.
+pub fn may_read<K: Exposed>(actor: &Actor) -> Result<(), Refusal> {
+    match (&actor.role, K::ACCESS.read) {
+        (Role::Operator, _) | (Role::Tenant { .. }, Audience::Owner | Audience::Everyone) => Ok(()),
+        (Role::Tenant { .. }, Audience::Operators) => Err(forbidden("only an operator may do this")),
     }
-    if control.tables.get::<ApiToken>(&token.id).is_some() {
-        return Err(Refusal::conflict(format!("there is a token {} already: choose another name", token.id)).at("name"));
-    }
-    if control.tables.api_tokens.len() >= TOKENS_MAX {
-        return Err(Refusal::conflict(format!("there are {TOKENS_MAX} tokens: remove some first")));
-    }
-    let id = token.id.clone();
-    control.tables.put(token);
-    control.tables.event(
-        now,
-        Severity::Info,
-        format!("token/{id}"),
-        None,
-        "token-created",
-        format!("token {id} was made"),
-    );
-    Ok(Reply::Token(id))
 }
 
-pub fn remove_token(control: &mut Control, now: TimeMs, id: &TokenId) -> Result<Reply, Refusal> {
-    let operators = control.api_tokens().filter(|token| token.role == Role::Operator && token.expires_at.is_none());
-    let last = operators.map(|token| &token.id).eq([id]);
-    control.require::<ApiToken>(id, "token")?;
-    if last {
-        return Err(Refusal::conflict(
-            "this is the last operator token that does not expire: make another first, or nobody could".to_owned(),
-        ));
+/// Whether the caller may make objects of this kind at all.
+pub fn may_create<K: Exposed>(actor: &Actor) -> Result<(), Refusal> {
+    match (&actor.role, K::ACCESS.write) {
+        (Role::Operator, _) | (Role::Tenant { .. }, Audience::Owner | Audience::Everyone) => Ok(()),
+        (Role::Tenant { .. }, Audience::Operators) => Err(forbidden("only an operator may do this")),
     }
-    control.tables.remove::<ApiToken>(id);
-    control.tables.event(
-        now,
-        Severity::Info,
-        format!("token/{id}"),
-        None,
-        "token-removed",
-        format!("token {id} was removed"),
-    );
-    Ok(Reply::Done)
+}
+
+/// Whether the caller may make, change or remove this object, which it may know of.
+pub fn may_change<K: Exposed>(actor: &Actor, owner: Owner<'_>) -> Result<(), Refusal> {
+    may_create::<K>(actor)?;
+    match &actor.role {
+        Role::Operator => Ok(()),
+        Role::Tenant { tenant } if owner.tenant() == Some(tenant) => Ok(()),
+        Role::Tenant { .. } => Err(forbidden(&format!("a tenant makes {}s for itself only", K::TITLE)).at("tenant")),
+    }
+}
+
+/// Whether the caller's role allows the action at all. Whether it may touch the object concerned is looked at with the object.
+pub fn authorize(actor: &Actor, action: &Action) -> Result<(), Refusal> {
+    match action {
+        // By the kind's own rule.
+        Action::Create(_)
+        | Action::Patch { .. }
+        | Action::Remove { .. }
+        | Action::CreateToken { .. }
+        | Action::CreateImage { .. } => Ok(()),
+        // The join token itself authenticates this request; there is no caller yet.
+        Action::Join { .. } => Ok(()),
+        // The owner of the vm may.
+        Action::CreateVm { .. }
+        | Action::SetRun { .. }
+        | Action::RemoveVm { .. }
+        | Action::MeasureVm { .. }
+        | Action::SetSecurityGroups { .. } => Ok(()),
+        Action::CreateJoinToken { .. }
+        | Action::DrainHost { .. }
+        | Action::UndrainHost { .. }
+        | Action::PowerHost { .. }
+        | Action::MigrateVm { .. }
+        | Action::CancelMigration { .. }
+        | Action::HoldMigration { .. }
+        | Action::PrioritiseMigration { .. }
+        | Action::PlanNow
+        | Action::ApprovePlan { .. }
+        | Action::RejectPlan { .. }
+        | Action::SetPolicy { .. } => only_operators(actor),
+    }
+}
+
+fn only_operators(actor: &Actor) -> Result<(), Refusal> {
+    match &actor.role {
+        Role::Operator => Ok(()),
+        Role::Tenant { .. } => Err(forbidden("only an operator may do this")),
+    }
+}
+
+/// Whose a new object is: the tenant's that an operator names, or the caller's own.
+pub fn owner_of_new(
+    actor: &Actor,
+    named: Option<drover_model::TenantName>,
+    title: &str,
+) -> Result<drover_model::TenantName, Refusal> {
+    match (actor.role.tenant(), named) {
+        (None, Some(tenant)) => Ok(tenant),
+        (None, None) => {
+            Err(Refusal::invalid("tenant", format!("say whose {title} it is; `drover tenant ls` lists tenants")))
+        }
+        (Some(own), None) => Ok(own.clone()),
+        (Some(own), Some(tenant)) if tenant == *own => Ok(tenant),
+        (Some(_), Some(_)) => {
+            Err(Refusal::invalid("tenant", format!("your token makes {title}s of your own tenant only")))
+        }
+    }
+}
+
+impl Control {
+    /// Who a bearer's secret (its SHA-256 in lower-case hexadecimal) speaks for. `None`: unknown or expired.
+    pub fn authenticate(&self, secret_sha256: &str, now: TimeMs) -> Option<Actor> {
+        let key = drover_model::v1::secret_key(secret_sha256);
+        let token: &ApiToken = self.tables.api_tokens.referring_to(&key).next()?;
+        let holds = token.expires_at.is_none_or(|at| now < at);
+        holds.then(|| Actor { name: token.id.to_string(), role: token.role.clone() })
+    }
 }
 
 /// One per host: a new one takes the place of an unused one.

@@ -66,20 +66,20 @@ impl Control {
                     Some((tenant, name)) => (tenant.parse().ok(), name),
                     None => (None, id),
                 };
-                let vm = self.find_vm(name, actor, tenant.as_ref())?;
-                Ok(self.explain_vm(object, self.require::<Vm>(&vm, "vm")?, actor, now))
+                let vm = &self.find::<Vm>(name, actor, tenant.as_ref())?.value;
+                Ok(self.explain_vm(object, vm, actor, now))
             }
             "host" => {
                 let id: HostId = id.parse().map_err(|_| unknown())?;
-                Ok(self.explain_host(self.require::<Host>(&id, "host")?, now))
+                Ok(self.explain_host(self.require::<Host>(&id)?, now))
             }
             "plan" => {
                 let id: PlanId = id.parse().map_err(|_| unknown())?;
-                Ok(self.explain_plan(self.require::<PlanRecord>(&id, "plan")?))
+                Ok(self.explain_plan(self.require::<PlanRecord>(&id)?))
             }
             "migration" => {
                 let id: MigrationId = id.parse().map_err(|_| unknown())?;
-                Ok(self.explain_migration(self.require::<MigrationRecord>(&id, "migration")?))
+                Ok(self.explain_migration(self.require::<MigrationRecord>(&id)?))
             }
             _ => Err(unknown()),
         }

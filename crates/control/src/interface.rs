@@ -6,23 +6,22 @@
 //! the shell drops the effects after it, answers the open requests itself, and rebuilds `Control`
 //! from the store: what was never committed never happened.
 
+pub use crate::kinds::{Draft, Object};
+pub use drover_model::kind::ObjectKey;
+
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationUpdate};
 use drover_model::event::Event;
-use drover_model::intent::{ApiToken, Host, HostAttributes, Image, JoinToken, Role, RunIntent, Tenant, Vm, VmSpec};
+use drover_model::intent::{ApiToken, Image, JoinToken, Role, RunIntent, VmSpec};
 use drover_model::inventory::{HostFacts, VmInventory};
+use drover_model::kind::{Kind, Owner};
 use drover_model::load::{HostSample, VmSample};
-use drover_model::migration::{Method, MigrationRecord, Priority};
-use drover_model::network::{HostNetwork, Network, Port, SecurityGroup, SecurityRule, Subnet};
-use drover_model::placement::PlacementRule;
-use drover_model::plan::PlanRecord;
+use drover_model::migration::{Method, Priority};
+use drover_model::network::HostNetwork;
 use drover_model::policy::Policy;
-use drover_model::{
-    CommandId, HostId, ImageId, MigrationId, Millis, NetworkId, NetworkName, PlanId, PortId, Revision, RuleId,
-    SecurityGroupId, TenantName, TimeMs, TokenId, VmId,
-};
+use drover_model::{CommandId, HostId, MigrationId, Millis, PlanId, Revision, SecurityGroupId, TimeMs, TokenId, VmId};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 /// One agent connection; grows with each. Messages of an older one are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -162,26 +161,6 @@ pub enum Write {
     },
 }
 
-/// An object of the store.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind", content = "value")]
-pub enum Object {
-    Tenant(Tenant),
-    ApiToken(ApiToken),
-    JoinToken(JoinToken),
-    Host(Host),
-    Image(Image),
-    Vm(Vm),
-    Migration(MigrationRecord),
-    Plan(PlanRecord),
-    Policy(Policy),
-    Idempotency(Idempotency),
-    Network(Network),
-    SecurityGroup(SecurityGroup),
-    Port(Port),
-    PlacementRule(PlacementRule),
-}
-
 /// The remembered answer to a request that carried an idempotency key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Idempotency {
@@ -193,49 +172,16 @@ pub struct Idempotency {
     pub at: TimeMs,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ObjectKey {
-    /// One of [`Object`]'s kinds, as in its serialised form.
-    pub kind: &'static str,
-    pub id: String,
-}
+impl Kind for Idempotency {
+    const NAME: &'static str = "idempotency";
+    type Key = String;
 
-impl Object {
-    pub const KINDS: [&'static str; 14] = [
-        "tenant",
-        "api-token",
-        "join-token",
-        "host",
-        "image",
-        "vm",
-        "migration",
-        "plan",
-        "policy",
-        "idempotency",
-        "network",
-        "security-group",
-        "port",
-        "placement-rule",
-    ];
+    fn key(&self) -> String {
+        self.key.clone()
+    }
 
-    pub fn key(&self) -> ObjectKey {
-        let (kind, id) = match self {
-            Self::Tenant(tenant) => (Self::KINDS[0], tenant.id.to_string()),
-            Self::ApiToken(token) => (Self::KINDS[1], token.id.to_string()),
-            Self::JoinToken(token) => (Self::KINDS[2], token.id.to_string()),
-            Self::Host(host) => (Self::KINDS[3], host.id.to_string()),
-            Self::Image(image) => (Self::KINDS[4], image.id.to_string()),
-            Self::Vm(vm) => (Self::KINDS[5], vm.id.to_string()),
-            Self::Migration(migration) => (Self::KINDS[6], migration.id.to_string()),
-            Self::Plan(plan) => (Self::KINDS[7], plan.id.to_string()),
-            Self::Policy(_) => (Self::KINDS[8], "cluster".to_owned()),
-            Self::Idempotency(record) => (Self::KINDS[9], record.key.clone()),
-            Self::Network(network) => (Self::KINDS[10], network.id.to_string()),
-            Self::SecurityGroup(group) => (Self::KINDS[11], format!("{}/{}", group.tenant, group.id)),
-            Self::Port(port) => (Self::KINDS[12], port.id.to_string()),
-            Self::PlacementRule(rule) => (Self::KINDS[13], rule.id.to_string()),
-        };
-        ObjectKey { kind, id }
+    fn owner(&self) -> Owner<'_> {
+        Owner::Cluster
     }
 }
 
@@ -265,6 +211,8 @@ pub struct Request {
     pub idempotency_key: Option<String>,
     /// Only if the object concerned is still at this revision.
     pub if_match: Option<Revision>,
+    /// 12 random lower-case letters, for an id.
+    pub fresh: String,
     pub action: Action,
 }
 
@@ -278,17 +226,19 @@ pub struct Actor {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
 pub enum Action {
-    CreateTenant {
-        id: TenantName,
+    /// Makes an object of a kind that can be made by its draft alone.
+    Create(Draft),
+    /// Changes an object's settings by a JSON merge patch (RFC 7396).
+    Patch {
+        key: ObjectKey,
+        patch: serde_json::Value,
     },
-    RemoveTenant {
-        id: TenantName,
+    Remove {
+        key: ObjectKey,
     },
+
     CreateToken {
         token: ApiToken,
-    },
-    RemoveToken {
-        id: TokenId,
     },
 
     CreateJoinToken {
@@ -300,9 +250,6 @@ pub enum Action {
         token: TokenId,
         secret_sha256: String,
     },
-    RemoveHost {
-        host: HostId,
-    },
     DrainHost {
         host: HostId,
     },
@@ -313,17 +260,9 @@ pub enum Action {
         host: HostId,
         on: bool,
     },
-    /// Replaces all that the operator has said of it.
-    SetHostAttributes {
-        host: HostId,
-        attributes: HostAttributes,
-    },
 
     CreateImage {
         image: Image,
-    },
-    RemoveImage {
-        id: ImageId,
     },
 
     /// `id` is fresh, from the shell's randomness.
@@ -364,43 +303,10 @@ pub enum Action {
         span: Millis,
     },
 
-    /// `id` is fresh, from the shell's randomness.
-    CreateNetwork {
-        id: NetworkId,
-        spec: NetworkSpec,
-    },
-    RemoveNetwork {
-        id: NetworkId,
-    },
-    CreateSecurityGroup {
-        group: SecurityGroup,
-    },
-    /// Replaces all rules of a group.
-    SetSecurityRules {
-        tenant: TenantName,
-        id: SecurityGroupId,
-        rules: Vec<SecurityRule>,
-    },
-    RemoveSecurityGroup {
-        tenant: TenantName,
-        id: SecurityGroupId,
-    },
     /// Takes a vm out of the groups it is in, and puts it into these.
     SetSecurityGroups {
         vm: VmId,
         groups: BTreeSet<SecurityGroupId>,
-    },
-    CreatePort {
-        spec: PortSpec,
-    },
-    RemovePort {
-        id: PortId,
-    },
-    CreateRule {
-        rule: PlacementRule,
-    },
-    RemoveRule {
-        id: RuleId,
     },
 
     /// Make a plan at once, whatever the loop's timing.
@@ -416,50 +322,19 @@ pub enum Action {
     },
 }
 
-/// An overlay network as it is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct NetworkSpec {
-    pub tenant: TenantName,
-    pub name: NetworkName,
-    pub subnet: Subnet,
-    pub router: Option<Ipv4Addr>,
-    pub dns: Vec<Ipv4Addr>,
-    /// Bytes.
-    pub mtu: u16,
-}
-
-/// A port as it is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct PortSpec {
-    pub id: PortId,
-    pub network: NetworkId,
-    pub host: HostId,
-    pub interface: String,
-    /// `None`: derived from the id.
-    pub mac: Option<String>,
-    /// `None`: the lowest free one.
-    pub address: Option<Ipv4Addr>,
-}
-
 /// What was changed; the shell reads the object itself when it needs more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "reply", content = "of")]
 pub enum Reply {
     Done,
-    Tenant(TenantName),
-    Token(TokenId),
-    Host(HostId),
-    Image(ImageId),
+    /// It was made or changed.
+    Object(ObjectKey),
     Vm(VmId),
+    Host(HostId),
     Migration(MigrationId),
     Plan(PlanId),
-    Network(NetworkId),
-    SecurityGroup {
-        tenant: TenantName,
-        id: SecurityGroupId,
-    },
-    Port(PortId),
-    Rule(RuleId),
+    /// A join token.
+    Token(TokenId),
     /// [`Action::PlanNow`] found nothing worth doing, and why.
     NoPlan(String),
     Policy,
@@ -471,7 +346,7 @@ pub enum Reply {
 pub struct Refusal {
     pub kind: RefusalKind,
     /// The request's field that is wrong, where there is one.
-    pub field: Option<&'static str>,
+    pub field: Option<Cow<'static, str>>,
     /// What is wrong and what to do instead.
     pub detail: String,
 }

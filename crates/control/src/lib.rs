@@ -13,6 +13,7 @@ mod access;
 mod compatibility;
 mod explain;
 pub mod interface;
+pub mod kinds;
 mod lifecycle;
 mod live;
 mod membership;
@@ -30,23 +31,23 @@ mod world;
 pub use explain::{Explanation, Why};
 pub use migrate::Forecast;
 pub use network::NetworkStanding;
-pub use tables::EVENTS_MAX;
+pub use tables::{EVENTS_MAX, Row, Table};
 pub use transfers::{Evacuation, Outlook};
 pub use world::VmStatus;
 
 use drover_model::event::Event;
-use drover_model::intent::{ApiToken, Host, Image, Role, Tenant, Vm};
+use drover_model::intent::{ApiToken, Host, Image, Tenant, Vm};
 use drover_model::inventory::HostFacts;
 use drover_model::load::HostSample;
 use drover_model::migration::{MigrationProgress, MigrationRecord};
 use drover_model::plan::{Findings, PlanRecord, Scenario};
-use drover_model::policy::Policy;
+use drover_model::policy::{Policy, TheOne};
 use drover_model::world::HostState;
 use drover_model::{EventSeq, HostId, ImageId, MigrationId, PlanId, Revision, TenantName, TimeMs, VmId};
-use interface::{Actor, AgentMessage, Effect, Input, ObjectKey, PersistedState, Refusal, RefusalKind};
+use interface::{AgentMessage, Effect, Input, ObjectKey, PersistedState, Refusal};
 use live::{Live, Reception};
 use std::collections::BTreeSet;
-use tables::{Entity, Tables};
+use tables::Tables;
 
 /// What the configuration says and the store does not.
 #[derive(Debug, Clone, Default)]
@@ -94,7 +95,7 @@ impl Control {
     pub fn load(kept: PersistedState, settings: Settings, now: TimeMs) -> Self {
         let mut tables = Tables::load(kept.objects, kept.events, kept.revision);
         let patterns = patterns::Patterns::load(kept.patterns, &tables);
-        if tables.get::<Policy>(&()).is_none() {
+        if tables.get::<Policy>(&TheOne).is_none() {
             tables.put(settings.initial_policy.clone());
         }
         let planning = planning::Planning::resume(&tables);
@@ -142,8 +143,8 @@ impl Control {
             Input::Power { host, op, result } => power::finished(self, now, &host, op, result),
         }
         transfers::turn(self, now);
-        for key in self.tables.changed() {
-            self.fabric.note(&self.tables, key);
+        for change in self.tables.changes() {
+            self.fabric.changed(&self.tables, change);
         }
         if is_tick {
             self.live.effects.extend(self.patterns.keep());
@@ -208,8 +209,8 @@ impl Control {
     }
 
     /// The vms that have the right to run on this host.
-    fn vms_on<'a>(&'a self, host: &'a HostId) -> impl Iterator<Item = &'a Vm> {
-        self.tables.all::<Vm>().filter(move |vm| vm.host.as_ref() == Some(host))
+    fn vms_on<'a>(&'a self, host: &HostId) -> impl Iterator<Item = &'a Vm> + use<'a> {
+        self.tables.vms.referring_to(&ObjectKey::of::<Host>(host))
     }
 }
 
@@ -224,17 +225,8 @@ impl Control {
         self.tables.revision_of(key)
     }
 
-    /// Who a bearer's secret (its SHA-256 in lower-case hexadecimal) speaks for. `None`: unknown or expired.
-    pub fn authenticate(&self, secret_sha256: &str, now: TimeMs) -> Option<Actor> {
-        self.tables
-            .all::<ApiToken>()
-            .find(|token| token.secret_sha256 == secret_sha256)
-            .filter(|token| token.expires_at.is_none_or(|at| now < at))
-            .map(|token| Actor { name: token.id.to_string(), role: token.role.clone() })
-    }
-
     pub fn policy(&self) -> &Policy {
-        self.tables.get::<Policy>(&()).unwrap_or(&self.settings.initial_policy)
+        self.tables.get::<Policy>(&TheOne).unwrap_or(&self.settings.initial_policy)
     }
 
     /// Of the last round of detection; `None` before the first.
@@ -332,33 +324,7 @@ impl Control {
         self.tables.events.iter().skip(first).take(limit).collect()
     }
 
-    /// A vm by id, or by name: within the caller's tenant; an operator may name the tenant, and must if
-    /// the name is not unique. Another tenant's vm is not found.
-    pub fn find_vm(&self, reference: &str, actor: &Actor, tenant: Option<&TenantName>) -> Result<VmId, Refusal> {
-        let within = match &actor.role {
-            Role::Operator => tenant,
-            Role::Tenant { tenant } => Some(tenant),
-        };
-        let mut found = self
-            .tables
-            .all::<Vm>()
-            .filter(|vm| within.is_none_or(|tenant| vm.spec.tenant == *tenant))
-            .filter(|vm| vm.id.as_str() == reference || vm.spec.name.as_str() == reference);
-        match (found.next(), found.next()) {
-            (None, _) => Err(Refusal::not_found(format!("there is no vm {reference:?}; `drover vm ls` shows yours"))),
-            (Some(vm), None) => Ok(vm.id.clone()),
-            (Some(_), Some(_)) => Err(Refusal {
-                kind: RefusalKind::Conflict,
-                field: None,
-                detail: format!("several tenants have a vm {reference:?}: name the tenant too, or use the vm's id"),
-            }),
-        }
-    }
-
-    fn require<T: Entity>(&self, key: &T::Key, what: &str) -> Result<&T, Refusal>
-    where
-        T::Key: std::fmt::Display,
-    {
-        self.tables.get::<T>(key).ok_or_else(|| Refusal::not_found(format!("there is no {what} {key}")))
+    fn require<K: kinds::Resource>(&self, key: &K::Key) -> Result<&K, Refusal> {
+        self.tables.get::<K>(key).ok_or_else(|| Refusal::not_found(format!("there is no {} {key}", K::TITLE)))
     }
 }

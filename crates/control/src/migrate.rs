@@ -152,7 +152,7 @@ fn prepare(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
 
 /// Stops a migration that is not yet committed; the vm runs on at the source.
 pub fn cancel(control: &mut Control, now: TimeMs, id: MigrationId, by: &str) -> Result<(), Refusal> {
-    let record = control.require::<MigrationRecord>(&id, "migration")?.clone();
+    let record = control.require::<MigrationRecord>(&id)?.clone();
     match &record.phase {
         MigrationPhase::Queued | MigrationPhase::Reserved | MigrationPhase::PreCopy => {
             // Durable before it is acknowledged: a server that restarts must not commit it after all.
@@ -203,7 +203,7 @@ pub fn prioritise(
 }
 
 fn changeable(control: &Control, id: MigrationId) -> Result<MigrationRecord, Refusal> {
-    let record = control.require::<MigrationRecord>(&id, "migration")?;
+    let record = control.require::<MigrationRecord>(&id)?;
     if record.phase.is_over() {
         return Err(Refusal::conflict(format!("migration {id} is over: {}", record.phase.word())));
     }

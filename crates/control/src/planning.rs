@@ -390,7 +390,7 @@ pub fn plan_now(control: &mut Control, now: TimeMs) -> Result<Reply, Refusal> {
 
 /// A person says yes. The plan must still hold for the cluster as it is now.
 pub fn approve(control: &mut Control, now: TimeMs, id: PlanId) -> Result<Reply, Refusal> {
-    let record = control.require::<PlanRecord>(&id, "plan")?.clone();
+    let record = control.require::<PlanRecord>(&id)?.clone();
     if record.state != PlanState::Proposed {
         return Err(Refusal::conflict(format!("plan {id} is not waiting for approval; `drover plan show {id}`")));
     }
@@ -420,7 +420,7 @@ pub fn approve(control: &mut Control, now: TimeMs, id: PlanId) -> Result<Reply, 
 
 /// A person says no. A running plan stops where it is: steps under way end, the others are skipped.
 pub fn reject(control: &mut Control, now: TimeMs, id: PlanId, by: &str) -> Result<Reply, Refusal> {
-    let record = control.require::<PlanRecord>(&id, "plan")?;
+    let record = control.require::<PlanRecord>(&id)?;
     match record.state {
         PlanState::Proposed => {
             finish(control, now, id, PlanState::Rejected { by: by.to_owned() });

@@ -3,20 +3,23 @@
 //! A refusal changes nothing. A tenant sees and changes its own things only; another tenant's are not found.
 
 use crate::interface::{Action, Actor, Idempotency, ObjectKey, Refusal, RefusalKind, Reply, Request};
+use crate::kinds::{self, Context, Wanted};
 use crate::live::Seen;
-use crate::{Control, access, lifecycle, migrate, network, planning, power, rules};
+use crate::{Control, access, lifecycle, migrate, network, planning, power};
 use drover_model::command::Command;
 use drover_model::event::Severity;
-use drover_model::intent::{Host, HostAttributes, Image, JoinToken, PowerIntent, Role, RunIntent, Tenant, Vm, VmSpec};
+use drover_model::intent::{Host, Image, JoinToken, PowerIntent, Role, RunIntent, Vm, VmSpec};
 use drover_model::inventory::VmState;
+use drover_model::kind::Owner;
 use drover_model::load::DailyPattern;
 use drover_model::migration::MigrationRecord;
 use drover_model::plan::{PlanRecord, PlanState};
-use drover_model::policy::Policy;
+use drover_model::policy::{Policy, TheOne};
 use drover_model::world::{HostState, Movable, VmView};
 use drover_model::{Bytes, CpuMillis, HostId, MigrationId, Millis, PlanId, TimeMs, TokenId, VmId};
 use drover_planner as planner;
-use std::fmt;
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 
 /// Answers to requests with an idempotency key are remembered this long, and at most this many.
 const REMEMBER_FOR: Millis = Millis::secs(24 * 3600);
@@ -32,7 +35,7 @@ impl Refusal {
         Self { kind, field: None, detail }
     }
 
-    pub(crate) fn invalid(field: &'static str, detail: String) -> Self {
+    pub(crate) fn invalid(field: impl Into<Cow<'static, str>>, detail: String) -> Self {
         Self::new(RefusalKind::Invalid, detail).at(field)
     }
 
@@ -49,14 +52,14 @@ impl Refusal {
     }
 
     /// The same, with the request's field it is about.
-    pub(crate) fn at(mut self, field: &'static str) -> Self {
-        self.field = Some(field);
+    pub(crate) fn at(mut self, field: impl Into<Cow<'static, str>>) -> Self {
+        self.field = Some(field.into());
         self
     }
 }
 
 pub fn handle(control: &mut Control, now: TimeMs, request: Request) -> Result<Reply, Refusal> {
-    let Request { actor, idempotency_key, if_match, action, .. } = request;
+    let Request { actor, idempotency_key, if_match, fresh, action, .. } = request;
     let remembered = match idempotency_key {
         Some(key) => match recall(control, &actor, &key, &action)? {
             Recall::Answered(reply) => return Ok(reply),
@@ -71,7 +74,7 @@ pub fn handle(control: &mut Control, now: TimeMs, request: Request) -> Result<Re
             return Err(Refusal::new(RefusalKind::Precondition, detail));
         }
     }
-    let reply = dispatch(control, now, &actor, action)?;
+    let reply = dispatch(control, now, &actor, &fresh, action)?;
     if let Some((key, fingerprint)) = remembered {
         control.tables.put(Idempotency { key, fingerprint, reply: reply.clone(), at: now });
     }
@@ -100,9 +103,10 @@ fn recall(control: &Control, actor: &Actor, key: &str, action: &Action) -> Resul
     }
 }
 
-/// The request without what the server itself made fresh for it.
+/// SHA-256 of the request without what the server itself made fresh for it, in lower-case hexadecimal.
 fn fingerprint(action: &Action) -> String {
-    let mut value = serde_json::to_value(action).unwrap_or_default();
+    // All of an action serialises: it is made of what JSON brought.
+    let mut value = serde_json::to_value(action).unwrap_or_else(|error| format!("{action:?}: {error}").into());
     let fresh: &[&str] = match action {
         Action::CreateVm { .. } => &["/id", "/spec/nic/mac"],
         // The secret was shown once; a repetition is told so by the shell, which can't show it again.
@@ -110,8 +114,6 @@ fn fingerprint(action: &Action) -> String {
             &["/token/id", "/token/secret_sha256", "/token/created_at", "/token/expires_at"]
         }
         Action::CreateImage { .. } => &["/image/created_at"],
-        Action::CreateNetwork { .. } => &["/id"],
-        Action::CreateSecurityGroup { .. } => &["/group/created_at"],
         _ => &[],
     };
     for path in fresh {
@@ -119,92 +121,58 @@ fn fingerprint(action: &Action) -> String {
             *field = serde_json::Value::Null;
         }
     }
-    value.to_string()
+    Sha256::digest(value.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The object a precondition speaks of.
 fn object_of(action: &Action) -> Option<ObjectKey> {
-    let key = |kind, id: &dyn fmt::Display| Some(ObjectKey { kind, id: id.to_string() });
     match action {
-        Action::RemoveTenant { id } => key("tenant", id),
-        Action::RemoveToken { id } => key("api-token", id),
-        Action::RemoveHost { host }
-        | Action::DrainHost { host }
-        | Action::UndrainHost { host }
-        | Action::PowerHost { host, .. }
-        | Action::SetHostAttributes { host, .. } => key("host", host),
-        Action::RemoveImage { id } => key("image", id),
+        Action::Patch { key, .. } | Action::Remove { key } => Some(key.clone()),
+        Action::DrainHost { host } | Action::UndrainHost { host } | Action::PowerHost { host, .. } => {
+            Some(ObjectKey::of::<Host>(host))
+        }
         Action::SetRun { vm, .. }
         | Action::RemoveVm { vm }
         | Action::MigrateVm { vm, .. }
-        | Action::MeasureVm { vm, .. } => key("vm", vm),
+        | Action::MeasureVm { vm, .. }
+        | Action::SetSecurityGroups { vm, .. } => Some(ObjectKey::of::<Vm>(vm)),
         Action::CancelMigration { id } | Action::HoldMigration { id, .. } | Action::PrioritiseMigration { id, .. } => {
-            key("migration", id)
+            Some(ObjectKey::of::<MigrationRecord>(id))
         }
-        Action::ApprovePlan { id } | Action::RejectPlan { id } => key("plan", id),
-        Action::SetPolicy { .. } => key("policy", &"cluster"),
-        Action::RemoveNetwork { id } => key("network", id),
-        Action::SetSecurityRules { tenant, id, .. } | Action::RemoveSecurityGroup { tenant, id } => {
-            key("security-group", &format!("{tenant}/{id}"))
-        }
-        Action::SetSecurityGroups { vm, .. } => key("vm", vm),
-        Action::RemovePort { id } => key("port", id),
-        Action::RemoveRule { id } => key("placement-rule", id),
-        Action::CreateTenant { .. }
+        Action::ApprovePlan { id } | Action::RejectPlan { id } => Some(ObjectKey::of::<PlanRecord>(id)),
+        Action::SetPolicy { .. } => Some(ObjectKey::of::<Policy>(&TheOne)),
+        Action::Create(_)
         | Action::CreateToken { .. }
         | Action::CreateJoinToken { .. }
         | Action::Join { .. }
         | Action::CreateImage { .. }
         | Action::CreateVm { .. }
-        | Action::CreateNetwork { .. }
-        | Action::CreateSecurityGroup { .. }
-        | Action::CreatePort { .. }
-        | Action::CreateRule { .. }
         | Action::PlanNow => None,
     }
 }
 
-fn dispatch(control: &mut Control, now: TimeMs, actor: &Actor, action: Action) -> Result<Reply, Refusal> {
+fn dispatch(control: &mut Control, now: TimeMs, actor: &Actor, fresh: &str, action: Action) -> Result<Reply, Refusal> {
+    access::authorize(actor, &action)?;
+    let by = &actor.name;
     match action {
-        // Its token is its credential.
+        Action::Create(draft) => kinds::create(&mut Context { control, now, actor, fresh }, draft),
+        Action::Patch { key, patch } => kinds::patch(&mut Context { control, now, actor, fresh }, &key, &patch),
+        Action::Remove { key } => kinds::remove(&mut Context { control, now, actor, fresh }, &key),
+        Action::CreateToken { token } => kinds::create_token(&mut Context { control, now, actor, fresh }, token),
+        Action::CreateImage { image } => kinds::create_image(&mut Context { control, now, actor, fresh }, image),
+        Action::CreateVm { id, spec } => create_vm(&mut Context { control, now, actor, fresh }, id, spec),
         Action::Join { host, token, secret_sha256 } => access::join(control, now, &host, &token, &secret_sha256),
-        Action::CreateVm { id, spec } => create_vm(control, now, actor, id, spec),
         Action::SetRun { vm, run } => set_run(control, now, actor, &vm, run),
         Action::RemoveVm { vm } => remove_vm(control, now, actor, &vm),
         Action::MeasureVm { vm, span } => measure_vm(control, actor, &vm, span),
-        Action::CreateNetwork { id, spec } => network::create(control, now, actor, id, spec),
-        Action::RemoveNetwork { id } => network::remove(control, now, actor, &id),
-        Action::CreateSecurityGroup { group } => network::create_group(control, now, actor, group),
-        Action::SetSecurityRules { tenant, id, rules } => network::set_rules(control, now, actor, tenant, id, rules),
-        Action::RemoveSecurityGroup { tenant, id } => network::remove_group(control, now, actor, tenant, id),
         Action::SetSecurityGroups { vm, groups } => {
             let vm = own_vm(control, actor, &vm)?;
             network::set_groups(control, now, actor, &vm, groups)
         }
-        action => {
-            if actor.role != Role::Operator {
-                return Err(Refusal::new(RefusalKind::Forbidden, "only an operator may do this".to_owned()));
-            }
-            as_operator(control, now, actor, action)
-        }
-    }
-}
-
-fn as_operator(control: &mut Control, now: TimeMs, actor: &Actor, action: Action) -> Result<Reply, Refusal> {
-    let by = &actor.name;
-    match action {
-        Action::CreateTenant { id } => access::create_tenant(control, now, id),
-        Action::RemoveTenant { id } => access::remove_tenant(control, now, &id),
-        Action::CreateToken { token } => access::create_token(control, now, token),
-        Action::RemoveToken { id } => access::remove_token(control, now, &id),
         Action::CreateJoinToken { token } => access::create_join_token(control, token),
-        Action::RemoveHost { host } => remove_host(control, now, &host),
         Action::DrainHost { host } => drain(control, now, &host, true, by),
         Action::UndrainHost { host } => drain(control, now, &host, false, by),
         Action::PowerHost { host, on } => power_host(control, now, &host, on, by),
-        Action::SetHostAttributes { host, attributes } => set_attributes(control, now, &host, attributes, by),
-        Action::CreateImage { image } => create_image(control, now, image),
-        Action::RemoveImage { id } => remove_image(control, now, &id),
         Action::MigrateVm { vm, to, method } => {
             migrate::by_hand(control, now, &vm, to, method, by).map(Reply::Migration)
         }
@@ -217,60 +185,11 @@ fn as_operator(control: &mut Control, now: TimeMs, actor: &Actor, action: Action
         Action::ApprovePlan { id } => planning::approve(control, now, id),
         Action::RejectPlan { id } => planning::reject(control, now, id, by),
         Action::SetPolicy { policy } => set_policy(control, now, *policy, by),
-        Action::CreatePort { spec } => network::create_port(control, now, actor, spec),
-        Action::RemovePort { id } => network::remove_port(control, now, actor, &id),
-        Action::CreateRule { rule } => rules::create(control, now, rule, by),
-        Action::RemoveRule { id } => rules::remove(control, now, &id, by),
-        Action::Join { .. }
-        | Action::CreateVm { .. }
-        | Action::SetRun { .. }
-        | Action::RemoveVm { .. }
-        | Action::MeasureVm { .. }
-        | Action::CreateNetwork { .. }
-        | Action::RemoveNetwork { .. }
-        | Action::CreateSecurityGroup { .. }
-        | Action::SetSecurityRules { .. }
-        | Action::RemoveSecurityGroup { .. }
-        | Action::SetSecurityGroups { .. } => {
-            Err(Refusal::new(RefusalKind::Invalid, "this is not an operator's request".to_owned()))
-        }
     }
-}
-
-fn remove_host(control: &mut Control, now: TimeMs, host: &HostId) -> Result<Reply, Refusal> {
-    control.require::<Host>(host, "host")?;
-    let vms = control.vms_on(host).count();
-    if vms > 0 || control.holds_vms(host) > 0 {
-        return Err(Refusal::conflict(format!("{host} still holds {vms} vms: `drover host drain {host}` first")));
-    }
-    if let Some(port) = control.ports().find(|port| port.host == *host) {
-        let detail = format!("{host} has port {}: `drover port rm {}` first", port.id, port.id);
-        return Err(Refusal::conflict(detail));
-    }
-    if let Some(rule) = control.rule_that_names(host) {
-        let detail = format!("placement rule {rule} names {host}: `drover rule rm {rule}` first");
-        return Err(Refusal::conflict(detail));
-    }
-    control.tables.remove::<Host>(host);
-    control.tables.event(
-        now,
-        Severity::Info,
-        format!("host/{host}"),
-        None,
-        "host-removed",
-        format!("{host} was removed"),
-    );
-    if let Some(live) = control.live.hosts.remove(host)
-        && let Some(connection) = live.connection
-    {
-        let why = "this host was removed from the cluster".to_owned();
-        control.live.effects.push(crate::interface::Effect::Disconnect { host: host.clone(), connection, why });
-    }
-    Ok(Reply::Done)
 }
 
 fn drain(control: &mut Control, now: TimeMs, host: &HostId, maintenance: bool, by: &str) -> Result<Reply, Refusal> {
-    let row = control.require::<Host>(host, "host")?;
+    let row = control.require::<Host>(host)?;
     if row.maintenance != maintenance {
         control.tables.change::<Host>(host, |row| row.maintenance = maintenance);
         let (kind, text) = if maintenance {
@@ -284,7 +203,7 @@ fn drain(control: &mut Control, now: TimeMs, host: &HostId, maintenance: bool, b
 }
 
 fn power_host(control: &mut Control, now: TimeMs, host: &HostId, on: bool, by: &str) -> Result<Reply, Refusal> {
-    let row = control.require::<Host>(host, "host")?;
+    let row = control.require::<Host>(host)?;
     let power = row.power;
     if !on {
         if power == PowerIntent::Asleep {
@@ -308,89 +227,27 @@ fn power_host(control: &mut Control, now: TimeMs, host: &HostId, on: bool, by: &
     Ok(Reply::Host(host.clone()))
 }
 
-/// The most that anything is priced at, in millionths.
-const PRICE_MAX: i64 = 1_000_000_000_000;
-
-fn set_attributes(
-    control: &mut Control,
-    now: TimeMs,
-    host: &HostId,
-    attributes: HostAttributes,
-    by: &str,
-) -> Result<Reply, Refusal> {
-    let row = control.require::<Host>(host, "host")?;
-    if attributes.labels.len() > HostAttributes::LABELS_MAX {
-        return Err(Refusal::invalid("labels", format!("at most {} are taken", HostAttributes::LABELS_MAX)));
+fn create_vm(context: &mut Context, id: VmId, mut spec: VmSpec) -> Result<Reply, Refusal> {
+    let (now, actor) = (context.now, context.actor);
+    if actor.role.tenant().is_some_and(|tenant| *tenant != spec.tenant) {
+        let detail = "a tenant makes vms for itself only".to_owned();
+        return Err(Refusal::new(RefusalKind::Forbidden, detail).at("tenant"));
     }
-    if attributes.link == Some(Bytes::ZERO) {
-        return Err(Refusal::invalid("link_bytes_s", "must be above 0; leave it out for no limit".to_owned()));
-    }
-    if attributes.power.is_some_and(|curve| !curve.is_sound()) {
-        let detail = "must be eleven figures, at 0, 10, ... 100 % of the processor, none below the one before it,                       from 0 to 100000 watts";
-        return Err(Refusal::invalid("power_curve_watts", detail.to_owned()));
-    }
-    if attributes.power_cycle_price.is_some_and(|price| !(0..=PRICE_MAX).contains(&price.0)) {
-        let detail = format!("must lie between 0 and {PRICE_MAX} millionths");
-        return Err(Refusal::invalid("power_cycle_price_micro", detail));
-    }
-    if row.attributes != attributes {
-        control.tables.change::<Host>(host, |row| row.attributes = attributes);
-        let text = format!("{by} changed what is said of {host}");
-        control.tables.event(now, Severity::Info, format!("host/{host}"), None, "host-set", text);
-    }
-    Ok(Reply::Host(host.clone()))
-}
-
-fn create_image(control: &mut Control, now: TimeMs, image: Image) -> Result<Reply, Refusal> {
-    if control.image(&image.id).is_some() {
-        return Err(
-            Refusal::conflict(format!("there is an image {} already: choose another name", image.id)).at("name")
-        );
-    }
-    if image.kernel.is_none() && image.disk.is_none() {
-        return Err(Refusal::invalid("files", "an image needs a kernel or a disk to boot from".to_owned()));
-    }
-    let id = image.id.clone();
-    control.tables.put(image);
-    control.tables.event(
-        now,
-        Severity::Info,
-        format!("image/{id}"),
-        None,
-        "image-created",
-        format!("image {id} was made"),
-    );
-    Ok(Reply::Image(id))
-}
-
-fn remove_image(control: &mut Control, now: TimeMs, id: &drover_model::ImageId) -> Result<Reply, Refusal> {
-    control.require::<Image>(id, "image")?;
-    let users = control.vms().filter(|vm| vm.spec.image == *id).count();
-    if users > 0 {
-        return Err(Refusal::conflict(format!("{users} vms use image {id}: remove them first")));
-    }
-    control.tables.remove::<Image>(id);
-    control.tables.event(
-        now,
-        Severity::Info,
-        format!("image/{id}"),
-        None,
-        "image-removed",
-        format!("image {id} was removed"),
-    );
-    Ok(Reply::Done)
-}
-
-fn create_vm(control: &mut Control, now: TimeMs, actor: &Actor, id: VmId, mut spec: VmSpec) -> Result<Reply, Refusal> {
-    if matches!(&actor.role, Role::Tenant { tenant } if *tenant != spec.tenant) {
-        return Err(Refusal::new(RefusalKind::Forbidden, "a tenant makes vms for itself only".to_owned()).at("tenant"));
-    }
-    control.require::<Tenant>(&spec.tenant, "tenant").map_err(|refusal| refusal.at("tenant"))?;
-    control.require::<Image>(&spec.image, "image").map_err(|refusal| refusal.at("image"))?;
+    context.within_quota(
+        &spec.tenant,
+        Wanted { vms: 1, vcpus: u64::from(spec.vcpus), memory_mib: spec.memory.0 >> 20, ..Wanted::default() },
+    )?;
+    let control = &mut *context.control;
+    control.require::<Image>(&spec.image).map_err(|refusal| refusal.at("image"))?;
     if let Some(host) = spec.pinned_to.iter().find(|host| control.host(host).is_none()) {
         return Err(Refusal::invalid("pinned_to", format!("there is no host {host}")));
     }
-    if control.vms().any(|vm| vm.spec.tenant == spec.tenant && vm.spec.name == spec.name) {
+    if looks_like_an_id(spec.name.as_str()) {
+        let detail = "a name must not look like an id (vm- and 12 letters or digits): choose another".to_owned();
+        return Err(Refusal::invalid("name", detail));
+    }
+    let owner = Owner::Tenant(&spec.tenant);
+    if control.tables.vms.of_owner(owner, spec.name.as_str()).is_some() {
         let detail = format!("{} has a vm {} already: choose another name", spec.tenant, spec.name);
         return Err(Refusal::conflict(detail).at("name"));
     }
@@ -421,6 +278,11 @@ fn create_vm(control: &mut Control, now: TimeMs, actor: &Actor, id: VmId, mut sp
     lifecycle::vm_event(control, now, &vm, Severity::Info, "vm-created", text);
     control.tables.put(vm);
     Ok(Reply::Vm(id))
+}
+
+/// A name that could be taken for another vm's id.
+fn looks_like_an_id(name: &str) -> bool {
+    name.strip_prefix("vm-").is_some_and(|rest| rest.len() == 12 && !rest.contains('-'))
 }
 
 /// A vm that no host could ever run is refused at once; one that has to wait for room is taken.
@@ -458,7 +320,7 @@ fn fits_somewhere(control: &Control, now: TimeMs, id: &VmId, spec: &VmSpec) -> R
 
 /// The vm, if the caller may touch it.
 fn own_vm(control: &Control, actor: &Actor, id: &VmId) -> Result<Vm, Refusal> {
-    let vm = control.require::<Vm>(id, "vm")?;
+    let vm = control.require::<Vm>(id)?;
     match &actor.role {
         Role::Tenant { tenant } if *tenant != vm.spec.tenant => Err(Refusal::not_found(format!("there is no vm {id}"))),
         Role::Tenant { .. } | Role::Operator => Ok(vm.clone()),
@@ -566,36 +428,36 @@ pub fn retain(control: &mut Control, now: TimeMs) {
     let stale: Vec<String> = tables
         .idempotency
         .values()
-        .filter(|row| now.since(row.value.at) >= REMEMBER_FOR)
-        .map(|row| row.value.key.clone())
+        .filter(|row| now.since(row.at) >= REMEMBER_FOR)
+        .map(|row| row.key.clone())
         .collect();
     for key in stale {
         tables.remove::<Idempotency>(&key);
     }
     while tables.idempotency.len() > REMEMBER_MAX {
-        let oldest = tables.idempotency.values().min_by_key(|row| row.value.at).map(|row| row.value.key.clone());
+        let oldest = tables.idempotency.values().min_by_key(|row| row.at).map(|row| row.key.clone());
         let Some(key) = oldest else { break };
         tables.remove::<Idempotency>(&key);
     }
     let expired: Vec<TokenId> =
-        tables.join_tokens.values().filter(|row| now >= row.value.expires_at).map(|row| row.value.id.clone()).collect();
+        tables.join_tokens.values().filter(|row| now >= row.expires_at).map(|row| row.id.clone()).collect();
     for id in expired {
         tables.remove::<JoinToken>(&id);
     }
     let surplus = tables.plans.len().saturating_sub(PLANS_MAX);
     let over = |state: &PlanState| !matches!(state, PlanState::Running | PlanState::Settling | PlanState::Proposed);
     let old: Vec<PlanId> =
-        tables.plans.iter().filter(|(_, row)| over(&row.value.state)).take(surplus).map(|(id, _)| *id).collect();
+        tables.plans.values().filter(|plan| over(&plan.state)).take(surplus).map(|plan| plan.id).collect();
     for id in old {
         tables.remove::<PlanRecord>(&id);
     }
     let surplus = tables.migrations.len().saturating_sub(MIGRATIONS_MAX);
     let old: Vec<MigrationId> = tables
         .migrations
-        .iter()
-        .filter(|(_, row)| row.value.phase.is_over())
+        .values()
+        .filter(|record| record.phase.is_over())
         .take(surplus)
-        .map(|(id, _)| *id)
+        .map(|record| record.id)
         .collect();
     for id in old {
         tables.remove::<MigrationRecord>(&id);

@@ -1,105 +1,14 @@
-//! Rules of placement that operators write (`drover rule`): what may be written, and whether a move keeps them.
+//! Whether a move keeps the rules of placement that operators write (`drover rule`, `kinds::placement_rule`).
 //!
 //! Plans are held to them by the planner and its checker. Here they are looked at once more when a move begins, because
 //! the vms may have come to stand otherwise since, and when a person moves a vm.
 
 use crate::Control;
-use crate::interface::{Refusal, Reply};
 use drover_model::event::Severity;
 use drover_model::intent::{Host, Vm};
 use drover_model::placement::{HostSet, PlacementRule, RuleKind, Scope};
 use drover_model::{HostId, RackId, RuleId, TimeMs, VmId, ZoneId};
 use std::collections::BTreeSet;
-
-const RULES_MAX: usize = 4_096;
-const VMS_MAX: usize = 1_000;
-
-pub fn create(control: &mut Control, now: TimeMs, rule: PlacementRule, by: &str) -> Result<Reply, Refusal> {
-    let id = rule.id.clone();
-    if control.placement_rule(&id).is_some() {
-        return Err(
-            Refusal::conflict(format!("there is a placement rule {id} already: choose another name")).at("name")
-        );
-    }
-    if control.tables.rules.len() >= RULES_MAX {
-        return Err(Refusal::conflict(format!(
-            "the cluster has {RULES_MAX} placement rules, its limit: remove one first"
-        )));
-    }
-    check(control, &rule)?;
-    if let Some(other) = control.placement_rules().find(|other| contradict(&rule, other)) {
-        let detail = format!(
-            "placement rule {} says the opposite of some of these vms: `drover rule show {}`, and remove it first",
-            other.id, other.id
-        );
-        return Err(Refusal::conflict(detail).at("vms"));
-    }
-    let text = format!("{by} made placement rule {id}: {}", control.say_rule(&rule));
-    control.tables.put(rule);
-    control.tables.event(now, Severity::Info, format!("rule/{id}"), None, "rule-created", text);
-    Ok(Reply::Rule(id))
-}
-
-fn check(control: &Control, rule: &PlacementRule) -> Result<(), Refusal> {
-    let at_least = match rule.kind {
-        RuleKind::Together { .. } | RuleKind::Apart { .. } => 2,
-        RuleKind::On { .. } | RuleKind::NotOn { .. } | RuleKind::HostsMax { .. } => 1,
-    };
-    if !(at_least..=VMS_MAX).contains(&rule.vms.len()) {
-        return Err(Refusal::invalid("vms", format!("such a rule is about {at_least} to {VMS_MAX} vms")));
-    }
-    if let Some(vm) = rule.vms.iter().find(|vm| control.vm(vm).is_none_or(|row| row.deleting)) {
-        return Err(Refusal::invalid("vms", format!("there is no vm {vm}; `drover vm ls` lists them")));
-    }
-    match &rule.kind {
-        RuleKind::On { hosts } | RuleKind::NotOn { hosts } => check_hosts(control, hosts),
-        RuleKind::HostsMax { count: 0 } => Err(Refusal::invalid("hosts_max", "must be at least 1".to_owned())),
-        RuleKind::HostsMax { .. } | RuleKind::Together { .. } | RuleKind::Apart { .. } => Ok(()),
-    }
-}
-
-/// A rack, zone or label that no host has is a slip of the pen: the vms could go nowhere, or anywhere.
-fn check_hosts(control: &Control, set: &HostSet) -> Result<(), Refusal> {
-    let unknown = |field, what: &str, name: &str, key: &str| {
-        let detail = format!("no host {what} {name}; `drover host set HOST {key}={name}` says so of one");
-        Err(Refusal::invalid(field, detail))
-    };
-    if let Some(host) = set.hosts.iter().find(|host| control.host(host).is_none()) {
-        return Err(Refusal::invalid("hosts", format!("there is no host {host}; `drover host ls` lists them")));
-    }
-    let any = |says: &dyn Fn(&Host) -> bool| control.hosts().any(says);
-    if let Some(rack) = set.racks.iter().find(|rack| !any(&|host| host.attributes.rack.as_ref() == Some(rack))) {
-        return unknown("racks", "is in rack", rack.as_str(), "rack");
-    }
-    if let Some(zone) = set.zones.iter().find(|zone| !any(&|host| host.attributes.zone.as_ref() == Some(zone))) {
-        return unknown("zones", "is in zone", zone.as_str(), "zone");
-    }
-    if let Some(label) = set.labels.iter().find(|label| !any(&|host| host.attributes.labels.contains(*label))) {
-        return unknown("labels", "carries label", label.as_str(), "labels");
-    }
-    if *set == HostSet::default() {
-        return Err(Refusal::invalid("hosts", "name hosts, racks, zones or labels".to_owned()));
-    }
-    Ok(())
-}
-
-/// Vms that must share a host can't be kept in different racks. The scopes are in order: host, rack, zone.
-fn contradict(one: &PlacementRule, other: &PlacementRule) -> bool {
-    let (near, far) = match (&one.kind, &other.kind) {
-        (RuleKind::Together { within: near }, RuleKind::Apart { within: far })
-        | (RuleKind::Apart { within: far }, RuleKind::Together { within: near }) => (near, far),
-        _ => return false,
-    };
-    near <= far && one.vms.intersection(&other.vms).nth(1).is_some()
-}
-
-pub fn remove(control: &mut Control, now: TimeMs, id: &RuleId, by: &str) -> Result<Reply, Refusal> {
-    control.require::<PlacementRule>(id, "placement rule")?;
-    control.tables.remove::<PlacementRule>(id);
-    let text = format!("{by} removed placement rule {id}");
-    control.tables.event(now, Severity::Info, format!("rule/{id}"), None, "rule-removed", text);
-    Ok(Reply::Done)
-}
 
 /// A vm is gone: no rule is about it any more, and one that was about nothing else is gone with it.
 pub fn forget(control: &mut Control, now: TimeMs, vm: &VmId) {
@@ -155,15 +64,6 @@ impl Control {
     /// The rules that are about this vm.
     pub(crate) fn rules_of<'a>(&'a self, vm: &'a VmId) -> impl Iterator<Item = &'a PlacementRule> {
         self.placement_rules().filter(move |rule| rule.vms.contains(vm))
-    }
-
-    /// A rule that could not be kept without this host.
-    pub(crate) fn rule_that_names(&self, host: &HostId) -> Option<&RuleId> {
-        let names = |rule: &&PlacementRule| match &rule.kind {
-            RuleKind::On { hosts } | RuleKind::NotOn { hosts } => hosts.hosts.contains(host),
-            RuleKind::Together { .. } | RuleKind::Apart { .. } | RuleKind::HostsMax { .. } => false,
-        };
-        self.placement_rules().find(names).map(|rule| &rule.id)
     }
 
     /// The hosts that a vm takes room on: its own, and while it moves both.

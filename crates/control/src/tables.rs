@@ -2,21 +2,20 @@
 //!
 //! `Control` is the store's only writer, so the rows here are the truth as soon as the step's
 //! [`Commit`] is durable. Every change goes through [`Tables::put`] and [`Tables::remove`], which keep the
-//! revision each object had before the step: the store checks it again.
+//! revision each object had before the step (the store checks it again), what the object was before, and the indexes.
+//!
+//! The maps are persistent: a clone shares everything with its original until one of them changes, so a snapshot for readers
+//! costs next to nothing.
 
-use crate::interface::{Commit, Idempotency, Object, ObjectKey, Stored, Write};
+use crate::interface::{Commit, Stored, Write};
+use crate::kinds::{Entity, Object, Rows};
 use drover_model::event::{Event, Severity};
-use drover_model::intent::{ApiToken, Host, Image, JoinToken, Tenant, Vm};
-use drover_model::migration::MigrationRecord;
-use drover_model::network::{Network, Port, SecurityGroup};
-use drover_model::placement::PlacementRule;
-use drover_model::plan::PlanRecord;
-use drover_model::policy::Policy;
-use drover_model::{
-    EventSeq, HostId, ImageId, MigrationId, NetworkId, PlanId, PortId, Revision, RuleId, SecurityGroupId, TenantName,
-    TimeMs, TokenId, VmId,
-};
+use drover_model::kind::{Kind, ObjectKey, Owner};
+use drover_model::{EventSeq, MigrationId, PlanId, Revision, TenantName, TimeMs};
+use immutable_chunkmap::map::MapM;
+use immutable_chunkmap::set::SetS;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// Events kept in memory for the API; the store keeps at least as many.
 pub const EVENTS_MAX: usize = 10_000;
@@ -27,118 +26,184 @@ pub struct Row<T> {
     pub value: T,
 }
 
-pub type Table<K, T> = BTreeMap<K, Row<T>>;
+/// All objects of one kind, in the order of their keys, with the indexes by name and by what they refer to.
+#[derive(Debug, Clone)]
+pub struct Table<T: Kind> {
+    rows: MapM<T::Key, Arc<Row<T>>>,
+    by_name: MapM<String, SetS<T::Key>>,
+    by_reference: MapM<ObjectKey, SetS<T::Key>>,
+}
+
+impl<T: Kind> Default for Table<T> {
+    fn default() -> Self {
+        Self { rows: MapM::new(), by_name: MapM::new(), by_reference: MapM::new() }
+    }
+}
+
+impl<T: Kind> Table<T> {
+    pub fn get(&self, key: &T::Key) -> Option<&T> {
+        self.rows.get(key).map(|row| &row.value)
+    }
+
+    pub fn row(&self, key: &T::Key) -> Option<&Row<T>> {
+        self.rows.get(key).map(|row| &**row)
+    }
+
+    pub fn contains_key(&self, key: &T::Key) -> bool {
+        self.rows.get(key).is_some()
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn keys(&self) -> impl DoubleEndedIterator<Item = &T::Key> {
+        (&self.rows).into_iter().map(|(key, _)| key)
+    }
+
+    pub fn rows(&self) -> impl DoubleEndedIterator<Item = &Row<T>> {
+        (&self.rows).into_iter().map(|(_, row)| &**row)
+    }
+
+    pub fn values(&self) -> impl DoubleEndedIterator<Item = &T> {
+        self.rows().map(|row| &row.value)
+    }
+
+    /// Those whose keys come after this one, in order.
+    pub fn rows_after<'a>(&'a self, key: &T::Key) -> impl DoubleEndedIterator<Item = &'a Row<T>> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.rows.range((Excluded(key.clone()), Unbounded)).map(|(_, row)| &**row)
+    }
+
+    /// Those whose keys come before this one, in order.
+    pub fn rows_before<'a>(&'a self, key: &T::Key) -> impl DoubleEndedIterator<Item = &'a Row<T>> {
+        self.rows.range(..key.clone()).map(|(_, row)| &**row)
+    }
+
+    /// Those that people call this, whoever owns them.
+    pub fn named<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a T> + use<'a, T> {
+        self.all_of(self.by_name.get(name))
+    }
+
+    /// The one that its owner calls this.
+    pub fn of_owner(&self, owner: Owner<'_>, name: &str) -> Option<&T> {
+        self.named(name).find(|value| value.owner() == owner)
+    }
+
+    /// Those that refer to this object.
+    pub fn referring_to<'a>(&'a self, target: &ObjectKey) -> impl Iterator<Item = &'a T> + use<'a, T> {
+        self.all_of(self.by_reference.get(target))
+    }
+
+    pub fn count_referring_to(&self, target: &ObjectKey) -> usize {
+        self.by_reference.get(target).map_or(0, SetS::len)
+    }
+
+    fn all_of<'a>(&'a self, keys: Option<&'a SetS<T::Key>>) -> impl Iterator<Item = &'a T> {
+        keys.into_iter().flatten().filter_map(|key| self.get(key))
+    }
+
+    /// As the store gave it back.
+    pub(crate) fn load(&mut self, row: Row<T>) {
+        self.put(row);
+    }
+
+    fn put(&mut self, row: Row<T>) -> Option<Arc<Row<T>>> {
+        let key = row.value.key();
+        let (name, references) = (row.value.name(), row.value.references());
+        let before = self.rows.insert_cow(key.clone(), Arc::new(row));
+        match &before {
+            Some(before) if before.value.name() == name && before.value.references() == references => {}
+            Some(before) => {
+                self.forget(&before.value);
+                self.index(key, name, references);
+            }
+            None => self.index(key, name, references),
+        }
+        before
+    }
+
+    fn remove(&mut self, key: &T::Key) -> Option<Arc<Row<T>>> {
+        let before = self.rows.remove_cow(key)?;
+        self.forget(&before.value);
+        Some(before)
+    }
+
+    fn index(&mut self, key: T::Key, name: String, references: Vec<ObjectKey>) {
+        self.by_name.get_or_default_cow(name).insert_cow(key.clone());
+        for target in references {
+            self.by_reference.get_or_default_cow(target).insert_cow(key.clone());
+        }
+    }
+
+    fn forget(&mut self, value: &T) {
+        fn from<I: Ord + Clone + std::fmt::Debug, K: Ord + Clone + std::fmt::Debug>(
+            index: &mut MapM<I, SetS<K>>,
+            at: &I,
+            key: &K,
+        ) {
+            if let Some(keys) = index.get_mut_cow(at) {
+                keys.remove_cow(key);
+                if keys.len() == 0 {
+                    index.remove_cow(at);
+                }
+            }
+        }
+        let key = value.key();
+        from(&mut self.by_name, &value.name(), &key);
+        for target in value.references() {
+            from(&mut self.by_reference, &target, &key);
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 pub struct Tables {
     /// Of the last commit; the step under way makes the next one.
     pub revision: Revision,
-    pub tenants: Table<TenantName, Tenant>,
-    pub api_tokens: Table<TokenId, ApiToken>,
-    pub join_tokens: Table<TokenId, JoinToken>,
-    pub hosts: Table<HostId, Host>,
-    pub images: Table<ImageId, Image>,
-    pub vms: Table<VmId, Vm>,
-    pub migrations: Table<MigrationId, MigrationRecord>,
-    pub plans: Table<PlanId, PlanRecord>,
-    pub policy: Table<(), Policy>,
-    pub idempotency: Table<String, Idempotency>,
-    pub networks: Table<NetworkId, Network>,
-    /// A group's name is unique within its tenant.
-    pub security_groups: Table<(TenantName, SecurityGroupId), SecurityGroup>,
-    pub ports: Table<PortId, Port>,
-    pub rules: Table<RuleId, PlacementRule>,
+    rows: Rows,
     pub events: VecDeque<Event>,
     next_event: EventSeq,
     changes: Changes,
 }
 
+impl std::ops::Deref for Tables {
+    type Target = Rows;
+    fn deref(&self) -> &Rows {
+        &self.rows
+    }
+}
+
 /// What the step under way has changed so far.
 #[derive(Debug, Default)]
 struct Changes {
-    writes: BTreeMap<ObjectKey, Change>,
+    writes: BTreeMap<ObjectKey, Touched>,
     events: Vec<Event>,
 }
 
 #[derive(Debug)]
-struct Change {
+struct Touched {
     /// The revision before the step; `None` if the object is new in it.
-    before: Option<Revision>,
+    expected: Option<Revision>,
+    before: Option<Object>,
     /// `None`: removed.
-    object: Option<Object>,
+    after: Option<Object>,
 }
 
-/// A kind of object that has a table here.
-pub trait Entity: Clone + Sized {
-    type Key: Ord + Clone;
-    fn key(&self) -> Self::Key;
-    fn table(tables: &Tables) -> &Table<Self::Key, Self>;
-    fn table_mut(tables: &mut Tables) -> &mut Table<Self::Key, Self>;
-    fn wrap(self) -> Object;
+/// What the step under way has done to one object.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// `None`: it was made in this step.
+    pub before: Option<&'a Object>,
+    /// `None`: it was removed.
+    pub after: Option<&'a Object>,
 }
-
-macro_rules! entity {
-    ($type:ty, $key:ty, $table:ident, $wrap:path, |$value:ident| $of:expr) => {
-        impl Entity for $type {
-            type Key = $key;
-            fn key(&self) -> $key {
-                let $value = self;
-                $of
-            }
-            fn table(tables: &Tables) -> &Table<$key, Self> {
-                &tables.$table
-            }
-            fn table_mut(tables: &mut Tables) -> &mut Table<$key, Self> {
-                &mut tables.$table
-            }
-            fn wrap(self) -> Object {
-                $wrap(self)
-            }
-        }
-    };
-}
-
-entity!(Tenant, TenantName, tenants, Object::Tenant, |t| t.id.clone());
-entity!(ApiToken, TokenId, api_tokens, Object::ApiToken, |t| t.id.clone());
-entity!(JoinToken, TokenId, join_tokens, Object::JoinToken, |t| t.id.clone());
-entity!(Host, HostId, hosts, Object::Host, |h| h.id.clone());
-entity!(Image, ImageId, images, Object::Image, |i| i.id.clone());
-entity!(Vm, VmId, vms, Object::Vm, |v| v.id.clone());
-entity!(MigrationRecord, MigrationId, migrations, Object::Migration, |m| m.id);
-entity!(PlanRecord, PlanId, plans, Object::Plan, |p| p.id);
-entity!(Policy, (), policy, Object::Policy, |_p| ());
-entity!(Idempotency, String, idempotency, Object::Idempotency, |i| i.key.clone());
-entity!(Network, NetworkId, networks, Object::Network, |n| n.id.clone());
-entity!(SecurityGroup, (TenantName, SecurityGroupId), security_groups, Object::SecurityGroup, |g| (
-    g.tenant.clone(),
-    g.id.clone()
-));
-entity!(Port, PortId, ports, Object::Port, |p| p.id.clone());
-entity!(PlacementRule, RuleId, rules, Object::PlacementRule, |r| r.id.clone());
 
 impl Tables {
     pub fn load(stored: Vec<Stored>, events: Vec<Event>, revision: Revision) -> Self {
         let mut tables = Self { revision, ..Self::default() };
-        fn insert<T: Entity>(tables: &mut Tables, revision: Revision, value: T) {
-            T::table_mut(tables).insert(value.key(), Row { revision, value });
-        }
         for Stored { revision, object } in stored {
-            match object {
-                Object::Tenant(value) => insert(&mut tables, revision, value),
-                Object::ApiToken(value) => insert(&mut tables, revision, value),
-                Object::JoinToken(value) => insert(&mut tables, revision, value),
-                Object::Host(value) => insert(&mut tables, revision, value),
-                Object::Image(value) => insert(&mut tables, revision, value),
-                Object::Vm(value) => insert(&mut tables, revision, value),
-                Object::Migration(value) => insert(&mut tables, revision, value),
-                Object::Plan(value) => insert(&mut tables, revision, value),
-                Object::Policy(value) => insert(&mut tables, revision, value),
-                Object::Idempotency(value) => insert(&mut tables, revision, value),
-                Object::Network(value) => insert(&mut tables, revision, value),
-                Object::SecurityGroup(value) => insert(&mut tables, revision, value),
-                Object::Port(value) => insert(&mut tables, revision, value),
-                Object::PlacementRule(value) => insert(&mut tables, revision, value),
-            }
+            tables.rows.insert(revision, object);
         }
         tables.next_event = events.last().map_or(EventSeq(1), |event| event.seq.next());
         tables.events = events.into();
@@ -146,20 +211,23 @@ impl Tables {
     }
 
     pub fn get<T: Entity>(&self, key: &T::Key) -> Option<&T> {
-        T::table(self).get(key).map(|row| &row.value)
+        T::table(self).get(key)
     }
 
-    pub fn all<T: Entity + 'static>(&self) -> impl DoubleEndedIterator<Item = &T> {
-        T::table(self).values().map(|row| &row.value)
+    pub fn all<T: Entity>(&self) -> impl DoubleEndedIterator<Item = &T> {
+        T::table(self).values()
     }
 
     pub fn put<T: Entity>(&mut self, value: T) {
-        let revision = self.revision.next();
-        let key = value.key();
-        let before = T::table_mut(self).insert(key, Row { revision, value: value.clone() }).map(|row| row.revision);
+        let row = Row { revision: self.revision.next(), value: value.clone() };
+        let before = T::table_mut(&mut self.rows).put(row);
         let object = value.wrap();
-        let change = self.changes.writes.entry(object.key()).or_insert(Change { before, object: None });
-        change.object = Some(object);
+        let touched = self.changes.writes.entry(object.key()).or_insert_with(|| Touched {
+            expected: before.as_ref().map(|row| row.revision),
+            before: before.map(|row| row.value.clone().wrap()),
+            after: None,
+        });
+        touched.after = Some(object);
     }
 
     /// Changes an object in place and notes it for the commit. Nothing happens if it is not there.
@@ -171,13 +239,13 @@ impl Tables {
     }
 
     pub fn remove<T: Entity>(&mut self, key: &T::Key) {
-        if let Some(Row { revision, value }) = T::table_mut(self).remove(key) {
-            let change = self
-                .changes
-                .writes
-                .entry(value.wrap().key())
-                .or_insert(Change { before: Some(revision), object: None });
-            change.object = None;
+        if let Some(row) = T::table_mut(&mut self.rows).remove(key) {
+            let touched = self.changes.writes.entry(row.value.object_key()).or_insert_with(|| Touched {
+                expected: Some(row.revision),
+                before: Some(row.value.clone().wrap()),
+                after: None,
+            });
+            touched.after = None;
         }
     }
 
@@ -208,9 +276,10 @@ impl Tables {
         self.changes.events.push(event);
     }
 
-    /// The objects that the step under way has changed so far.
-    pub fn changed(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.changes.writes.keys()
+    /// What the step under way has changed so far, in the order of kinds and keys.
+    pub fn changes(&self) -> impl Iterator<Item = Change<'_>> {
+        let touched = self.changes.writes.values();
+        touched.map(|touched| Change { before: touched.before.as_ref(), after: touched.after.as_ref() })
     }
 
     /// Ends the step: everything it changed, as one transaction; `None` if it changed nothing.
@@ -218,7 +287,7 @@ impl Tables {
         let Changes { writes, events } = std::mem::take(&mut self.changes);
         let writes: Vec<Write> = writes
             .into_iter()
-            .filter_map(|(key, change)| match (change.object, change.before) {
+            .filter_map(|(key, touched)| match (touched.after, touched.expected) {
                 (Some(object), expected) => Some(Write::Put { object, expected }),
                 (None, Some(expected)) => Some(Write::Delete { key, expected }),
                 // Made and removed within the step.
@@ -232,40 +301,13 @@ impl Tables {
         Some(Commit { revision: self.revision, writes, events })
     }
 
-    pub fn revision_of(&self, key: &ObjectKey) -> Option<Revision> {
-        fn of<K: Ord, T>(table: &Table<K, T>, key: Option<K>) -> Option<Revision> {
-            table.get(&key?).map(|row| row.revision)
-        }
-        let id = key.id.as_str();
-        match key.kind {
-            "tenant" => of(&self.tenants, id.parse().ok()),
-            "api-token" => of(&self.api_tokens, id.parse().ok()),
-            "join-token" => of(&self.join_tokens, id.parse().ok()),
-            "host" => of(&self.hosts, id.parse().ok()),
-            "image" => of(&self.images, id.parse().ok()),
-            "vm" => of(&self.vms, id.parse().ok()),
-            "migration" => of(&self.migrations, id.parse().ok()),
-            "plan" => of(&self.plans, id.parse().ok()),
-            "policy" => of(&self.policy, Some(())),
-            "idempotency" => of(&self.idempotency, Some(id.to_owned())),
-            "network" => of(&self.networks, id.parse().ok()),
-            "security-group" => {
-                let key = id.split_once('/').and_then(|(tenant, id)| tenant.parse().ok().zip(id.parse().ok()));
-                of(&self.security_groups, key)
-            }
-            "port" => of(&self.ports, id.parse().ok()),
-            "placement-rule" => of(&self.rules, id.parse().ok()),
-            _ => None,
-        }
-    }
-
     /// The next free plan number. Retention keeps the newest, so numbers are never used twice.
     pub fn next_plan(&self) -> PlanId {
-        self.plans.last_key_value().map_or(PlanId(1), |(id, _)| id.next())
+        self.plans.keys().next_back().map_or(PlanId(1), |id| id.next())
     }
 
     pub fn next_migration(&self) -> MigrationId {
-        self.migrations.last_key_value().map_or(MigrationId(1), |(id, _)| id.next())
+        self.migrations.keys().next_back().map_or(MigrationId(1), |id| id.next())
     }
 }
 

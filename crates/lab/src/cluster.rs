@@ -11,6 +11,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use drover_api::client::{Client, ClientConfig};
 use drover_api::v1::{CreateJoinToken, CreateTenant, CreateToken, RoleName};
 use drover_model::HostId;
+use drover_model::intent::Host;
+use drover_model::intent::Tenant;
 use drover_model::policy::Policy;
 use drover_model::world::HostState;
 use std::fs;
@@ -93,7 +95,8 @@ impl Cluster {
     /// Makes a tenant, and a client that acts as it.
     pub async fn create_tenant(&self, id: &str) -> Result<Client> {
         self.client
-            .create_tenant(&CreateTenant { id: id.to_owned() })
+            .of::<Tenant>()
+            .create(&CreateTenant { id: id.to_owned() })
             .await
             .with_context(|| format!("can't make tenant {id}"))?;
         let token = CreateToken { id: None, role: RoleName::Tenant, tenant: Some(id.to_owned()), expires_s: None };
@@ -155,7 +158,7 @@ impl Cluster {
         let agent = self.agent(host)?;
         self.wait_for(&what, HOSTS_UP_WAIT_MAX, async || {
             agent.expect_running()?;
-            let view = self.client.host(host.as_str()).await.ok();
+            let view = self.client.of::<Host>().get(host.as_str()).await.ok();
             Ok(view.filter(|view| view.connected && view.state == HostState::Up))
         })
         .await?;

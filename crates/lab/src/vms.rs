@@ -9,7 +9,8 @@ use crate::probe::{GuestLoad, TICK_SINK, guest_stats, load_guest};
 use crate::{net, process};
 use anyhow::{Context, Result, ensure};
 use drover_api::client::Client;
-use drover_api::v1::{CreateImage, CreateVm, ImagePart, VmQuery, VmView};
+use drover_api::v1::{CreateImage, CreateVm, ImagePart, TenantQuery, VmView};
+use drover_model::intent::Vm;
 use drover_model::{HostId, VmId};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -127,13 +128,14 @@ pub struct LabVm {
 
 impl LabVm {
     pub async fn create(client: &Client, new: &NewVm) -> Result<Self> {
-        let made = client.create_vm(&new.to_request()).await.with_context(|| format!("can't make vm {}", new.name))?;
+        let made =
+            client.of::<Vm>().create(&new.to_request()).await.with_context(|| format!("can't make vm {}", new.name))?;
         let (address, _) = net::vm_address(new.number);
         Ok(Self { id: made.id, tenant: new.tenant.clone(), name: new.name.clone(), address })
     }
 
     pub async fn view(&self, client: &Client) -> Result<VmView> {
-        client.vm(self.id.as_str(), &VmQuery::default()).await.with_context(|| format!("can't read vm {}", self.name))
+        client.of::<Vm>().get(self.id.as_str()).await.with_context(|| format!("can't read vm {}", self.name))
     }
 
     /// Whether an interface of this name is its tap: such carry what is random in its id, as far as it fits.

@@ -10,6 +10,8 @@ use drover_lab::power::{self, PowerOp};
 use drover_lab::probe::{GuestLoad, guest_stats, verify_guest};
 use drover_lab::vms::{self, GuestImage, NewVm};
 use drover_lab::{LabOptions, LabOutcome, Leftovers, process};
+use drover_model::intent::Host;
+use drover_model::intent::Tenant;
 use drover_model::policy::{Mode, Policy};
 use std::sync::OnceLock;
 
@@ -37,7 +39,7 @@ fn run(hosts: usize, body: impl AsyncFnOnce(&mut drover_lab::Lab) -> Result<()> 
 fn a_guest_ticks_takes_load_and_verifies_its_memory() {
     run(1, async |lab| {
         GuestImage::find()?.upload(lab.cluster.client()).await?;
-        lab.cluster.create_tenant("acme").await?;
+        lab.cluster.of::<Tenant>().create("acme").await?;
         let vm = lab.cluster.create_vms(&[NewVm::small("acme", "web-1", 1)]).await?.remove(0);
         vm.set_load(GuestLoad { cpu_percent: 20, dirty_mib_s: 8 }).await?;
         let rewritten = lab.cluster.wait_for("pages are rewritten", GUESTS_UP_WAIT_MAX, async || {
@@ -60,7 +62,7 @@ fn a_guest_ticks_takes_load_and_verifies_its_memory() {
 fn a_host_that_is_switched_off_has_no_agent_no_vms_and_no_link_until_it_is_switched_on() {
     run(2, async |lab| {
         GuestImage::find()?.upload(lab.cluster.client()).await?;
-        lab.cluster.create_tenant("acme").await?;
+        lab.cluster.of::<Tenant>().create("acme").await?;
         let host = lab.cluster.hosts()[1].clone();
         let new = NewVm { pinned_to: vec![host.to_string()], ..NewVm::small("acme", "web-1", 1) };
         lab.cluster.create_vms(&[new]).await?;
@@ -72,7 +74,7 @@ fn a_host_that_is_switched_off_has_no_agent_no_vms_and_no_link_until_it_is_switc
         ensure!(vms::running(lab.place()).is_empty(), "its vm still runs");
         let client = lab.cluster.client();
         let gone = lab.cluster.wait_for("the server misses the host", HOSTS_UP_WAIT_MAX, async || {
-            Ok(Some(client.host(host.as_str()).await?).filter(|view| !view.connected))
+            Ok(Some(client.of::<Host>().get(host.as_str()).await?).filter(|view| !view.connected))
         });
         gone.await?;
 
@@ -85,7 +87,7 @@ fn a_host_that_is_switched_off_has_no_agent_no_vms_and_no_link_until_it_is_switc
 fn an_agent_and_a_server_that_were_killed_come_back_and_the_vm_never_stopped() {
     run(1, async |lab| {
         GuestImage::find()?.upload(lab.cluster.client()).await?;
-        lab.cluster.create_tenant("acme").await?;
+        lab.cluster.of::<Tenant>().create("acme").await?;
         let vm = lab.cluster.create_vms(&[NewVm::small("acme", "web-1", 1)]).await?.remove(0);
         let before = vms::running(lab.place());
         let host = lab.cluster.hosts()[0].clone();

@@ -1,20 +1,71 @@
 //! What somebody decided. These are the objects of the store; every one is changed by compare-and-swap only.
 
+use crate::kind::Labels;
 use crate::network::Bandwidth;
 use crate::policy::PowerCurve;
 use crate::world::VmView;
 use crate::{
     Bytes, CpuMillis, Generation, GroupId, HostId, ImageId, Label, MicroMoney, MigrationId, Millis, NetworkId, RackId,
-    SecurityGroupId, TenantName, TimeMs, VmId, VmName, ZoneId,
+    SecurityGroupId, TenantId, TenantName, TimeMs, VmId, VmName, ZoneId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use utoipa::ToSchema;
 
-/// A cloud consumer. Owns vms and API tokens.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A cloud consumer. Owns vms, networks, security groups and API tokens; shown as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(from = "StoredTenant")]
 pub struct Tenant {
-    pub id: TenantName,
+    /// Never used again: whoever reads records of the past tells two tenants of one name apart by it.
+    pub id: TenantId,
+    /// Unique among the tenants that there are; other objects name their tenant by it.
+    pub name: TenantName,
+    #[serde(rename = "created_at_ms")]
+    #[schema(value_type = u64)]
     pub created_at: TimeMs,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    pub quota: Quota,
+}
+
+/// Stores of version 0.1.0 know a tenant by its name alone: it is the id of those tenants, too.
+#[derive(Deserialize)]
+struct StoredTenant {
+    id: TenantId,
+    #[serde(default)]
+    name: Option<TenantName>,
+    #[serde(rename = "created_at_ms", alias = "created_at")]
+    created_at: TimeMs,
+    #[serde(default)]
+    labels: Labels,
+    #[serde(default)]
+    quota: Quota,
+}
+
+impl From<StoredTenant> for Tenant {
+    fn from(stored: StoredTenant) -> Self {
+        let StoredTenant { id, name, created_at, labels, quota } = stored;
+        let name = name.unwrap_or_else(|| id.as_str().parse().expect("names and ids follow one rule"));
+        Self { id, name, created_at, labels, quota }
+    }
+}
+
+/// How much a tenant may have. What would pass it is refused; lowering it takes nothing away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quota {
+    pub vms: u64,
+    pub vcpus: u64,
+    pub memory_mib: u64,
+    pub networks: u64,
+    pub security_groups: u64,
+    pub tokens: u64,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { vms: 1_000, vcpus: 4_000, memory_mib: 8 << 20, networks: 64, security_groups: 128, tokens: 1_000 }
+    }
 }
 
 /// What vms are created from. The files lie in the shared image directory under `images/<id>/`.
@@ -29,6 +80,8 @@ pub struct Image {
     pub disk: Option<ImageFile>,
     /// Kernel command line, before what drover adds for the vm.
     pub cmdline: String,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +173,8 @@ pub struct VmSpec {
     pub cpu_reserved: CpuMillis,
     /// Handed to the guest on its kernel command line as `drover.<key>=<value>`.
     pub guest_args: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,6 +246,16 @@ pub enum Role {
     Operator,
     /// Sees and changes the tenant's own things only.
     Tenant { tenant: TenantName },
+}
+
+impl Role {
+    /// `None`: it speaks for the cluster's operators.
+    pub fn tenant(&self) -> Option<&TenantName> {
+        match self {
+            Self::Operator => None,
+            Self::Tenant { tenant } => Some(tenant),
+        }
+    }
 }
 
 /// An API token. Only the hash of its secret is kept.

@@ -3,12 +3,14 @@
 //! An overlay network lies between hosts as VXLAN (RFC 7348) without learning: which host a frame goes to is written by
 //! drover. Two tenants may use the same addresses. A provider network is a bridge of the host, named in its configuration.
 
+use crate::kind::Labels;
 use crate::{Bytes, HostId, NetworkId, NetworkName, PortId, SecurityGroupId, TenantName, TimeMs, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use utoipa::ToSchema;
 
 /// A tenant's own network, laid over the hosts'.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,8 @@ pub struct Network {
     /// Largest packet of a guest, in bytes: 576 to 8950.
     pub mtu: u16,
     pub created_at: TimeMs,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 impl Network {
@@ -118,6 +122,8 @@ pub struct SecurityGroup {
     pub tenant: TenantName,
     pub rules: Vec<SecurityRule>,
     pub created_at: TimeMs,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -171,16 +177,23 @@ pub struct Bandwidth {
 
 /// An interface of a host on an overlay network: how what is not a vm (a gateway, a monitor, a test client) reaches the
 /// vms of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Shown as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Port {
+    #[serde(rename = "name", alias = "id")]
     pub id: PortId,
     pub network: NetworkId,
     pub host: HostId,
     /// The interface's name on the host: at most 15 characters.
     pub interface: String,
     pub mac: String,
+    #[schema(value_type = String)]
     pub address: Ipv4Addr,
+    #[serde(rename = "created_at_ms", alias = "created_at")]
+    #[schema(value_type = u64)]
     pub created_at: TimeMs,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 impl Port {

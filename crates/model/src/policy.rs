@@ -1,7 +1,10 @@
 //! What the operator wants the loops to do, in terms a person understands. One per cluster.
 
+use crate::kind::{Kind, Owner};
 use crate::{Bytes, MicroMoney, Millis, Ratio};
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -102,6 +105,36 @@ pub struct MoveLimits {
 impl Default for MoveLimits {
     fn default() -> Self {
         Self { vm_hour_max: 4, host_hour_max: 60, plan_max: 0 }
+    }
+}
+
+/// The key of a kind of which there is one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TheOne;
+
+impl fmt::Display for TheOne {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cluster")
+    }
+}
+
+impl FromStr for TheOne {
+    type Err = std::convert::Infallible;
+    fn from_str(_text: &str) -> Result<Self, Self::Err> {
+        Ok(Self)
+    }
+}
+
+impl Kind for Policy {
+    const NAME: &'static str = "policy";
+    type Key = TheOne;
+
+    fn key(&self) -> TheOne {
+        TheOne
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Cluster
     }
 }
 

@@ -115,6 +115,20 @@ pub enum HostState {
     FallingAsleep,
 }
 
+impl HostState {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+            Self::Asleep => "asleep",
+            Self::Waking => "waking",
+            Self::FallingAsleep => "falling-asleep",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmView {
     pub name: VmName,

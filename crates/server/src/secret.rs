@@ -1,6 +1,6 @@
 //! What must be unguessable or unique comes from the operating system's randomness, here and nowhere else.
 
-use drover_model::{NetworkId, TokenId, VmId};
+use drover_model::{TokenId, VmId};
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 use sha2::{Digest as _, Sha256};
@@ -41,13 +41,13 @@ pub fn join_secret() -> Secret {
 }
 
 pub fn vm_id() -> VmId {
-    let id = format!("vm-{}", letters::<12>());
+    let id = format!("vm-{}", fresh());
     id.parse().expect("lower-case letters and digits after vm- are a label")
 }
 
-pub fn network_id() -> NetworkId {
-    let id = format!("net-{}", letters::<12>());
-    id.parse().expect("lower-case letters and digits after net- are a label")
+/// What an id is made of: 12 random lower-case letters and digits.
+pub fn fresh() -> String {
+    letters::<12>()
 }
 
 pub fn token_id(prefix: &str) -> TokenId {

@@ -254,7 +254,8 @@ impl Shell {
                 let id = RequestId(self.next_request);
                 self.open.insert(id, answer);
                 let Change { actor, idempotency_key, if_match, action } = *change;
-                Input::Request(Request { id, actor, idempotency_key, if_match, action })
+                let fresh = crate::secret::fresh();
+                Input::Request(Request { id, actor, idempotency_key, if_match, fresh, action })
             }
             (Message::Change(_, answer), Health::Broken { why, .. }) => {
                 let _gone = answer.send(Err(unavailable(why.clone())));

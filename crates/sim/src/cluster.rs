@@ -224,7 +224,8 @@ impl Cluster {
         let id = RequestId(self.shell.next_request);
         self.around.witness.now = self.now();
         self.around.witness.note(format!("{} asks {ask:?}", actor.name));
-        let request = Request { id, actor, idempotency_key: None, if_match: None, action: ask };
+        let fresh = format!("{:012}", id.0);
+        let request = Request { id, actor, idempotency_key: None, if_match: None, fresh, action: ask };
         let answer = self.step_server(Input::Request(request));
         let unanswered = || Refusal {
             kind: RefusalKind::Unavailable,

@@ -17,6 +17,7 @@ use drover_model::command::Command;
 use drover_model::event::Event;
 use drover_model::intent::{Host, RunIntent, Vm};
 use drover_model::inventory::Capacity;
+use drover_model::kind::Kind;
 use drover_model::migration::{MigrationPhase, MigrationRecord};
 use drover_model::policy::Policy;
 use drover_model::world::HostState;
@@ -136,7 +137,7 @@ impl Witness {
                 }
                 Write::Put { object: Object::Policy(policy), .. } => self.policy = Some(policy.clone()),
                 Write::Put { .. } => {}
-                Write::Delete { key, .. } => self.deleted(key.kind, &key.id),
+                Write::Delete { key, .. } => self.deleted(&key.kind, &key.id),
             }
         }
         for (vm, host) in arrivals {
@@ -266,7 +267,7 @@ impl Witness {
             Action::MigrateVm { vm, .. } => self.vms.get(vm).is_some_and(|row| row.migration.is_some()),
             Action::DrainHost { host } => self.hosts.get(host).is_some_and(|row| row.maintenance),
             Action::UndrainHost { host } => self.hosts.get(host).is_some_and(|row| !row.maintenance),
-            Action::RemoveHost { host } => !self.hosts.contains_key(host),
+            Action::Remove { key } if key.kind == Host::NAME => !self.hosts.keys().any(|host| host.as_str() == key.id),
             Action::Join { host, .. } => self.hosts.contains_key(host),
             Action::CancelMigration { id } => {
                 self.cancelled.insert(*id);

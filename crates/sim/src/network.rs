@@ -3,10 +3,11 @@
 use crate::cluster::Cluster;
 use crate::fleet::Host;
 use drover_control::Control;
-use drover_control::interface::{Action, NetworkReport, NetworkSpec};
+use drover_control::interface::{Action, Draft, NetworkReport};
 use drover_model::command::{Command, VmRun};
 use drover_model::intent::{Nic, RunIntent, Vm};
-use drover_model::network::{HostNetwork, Network, Overlay};
+use drover_model::network::{HostNetwork, Overlay};
+use drover_model::v1::CreateNetwork;
 use drover_model::{NetworkId, TenantName, VmId};
 
 /// Each tenant has one of this name and subnet: the addresses of both are the same.
@@ -54,16 +55,16 @@ impl Host {
 
 impl Cluster {
     pub(crate) fn make_network(&mut self, tenant: TenantName) {
-        let spec = NetworkSpec {
+        let draft = CreateNetwork {
             name: NAME.parse().expect("the network's name is a label"),
+            tenant: Some(tenant),
             subnet: SUBNET.parse().expect("the network's subnet is one"),
             router: None,
             dns: Vec::new(),
-            mtu: Network::MTU_DEFAULT,
-            tenant,
+            mtu: None,
+            labels: Default::default(),
         };
-        let id = format!("net-{}", spec.tenant).parse().expect("two labels make one");
-        let _made = self.ask(Action::CreateNetwork { id, spec });
+        let _made = self.ask(Action::Create(Draft::Network(draft)));
     }
 
     /// A vm whose frames would not find it, from some host.

@@ -5,11 +5,12 @@ use crate::cluster::Cluster;
 use crate::dice::Dice;
 use crate::load::Demand;
 use crate::schedule::Happening;
-use drover_control::interface::{Action, Actor, Refusal};
-use drover_model::intent::{Image, ImageFile, JoinToken, PowerIntent, Role, RunIntent, Vm, VmSpec};
+use drover_control::interface::{Action, Actor, Draft, ObjectKey, Refusal};
+use drover_model::intent::{Host, Image, ImageFile, JoinToken, PowerIntent, Role, RunIntent, Vm, VmSpec};
 use drover_model::migration::{Method, MigrationRecord, Priority};
 use drover_model::plan::PlanState;
 use drover_model::policy::{Aim, MigrationPolicy, Mode, Policy};
+use drover_model::v1::CreateTenant;
 use drover_model::{Bytes, HostId, Millis, TenantName, TimeMs, VmId};
 use std::collections::BTreeMap;
 
@@ -102,13 +103,22 @@ fn tenant(index: usize) -> TenantName {
 impl Cluster {
     pub(crate) fn set_up(&mut self) {
         for index in 0..TENANTS.len() {
-            let _made = self.ask(Action::CreateTenant { id: tenant(index) });
+            let draft = CreateTenant { name: tenant(index), labels: Default::default(), quota: Default::default() };
+            let _made = self.ask(Action::Create(Draft::Tenant(draft)));
             self.make_network(tenant(index));
         }
         let kernel = Some(ImageFile { size: Bytes::mib(8), sha256: SECRET.to_owned() });
         let id = IMAGE.parse().expect("the image's name is a label");
         let created_at = self.now();
-        let image = Image { id, created_at, kernel, initrd: None, disk: None, cmdline: String::new() };
+        let image = Image {
+            id,
+            created_at,
+            kernel,
+            initrd: None,
+            disk: None,
+            cmdline: String::new(),
+            labels: Default::default(),
+        };
         let _made = self.ask(Action::CreateImage { image });
         let hosts: Vec<HostId> = self.fleet.hosts.keys().cloned().collect();
         for host in &hosts {
@@ -151,6 +161,7 @@ impl Cluster {
             pinned_to: request.pinned_to.iter().cloned().collect(),
             cpu_reserved: Default::default(),
             guest_args: BTreeMap::new(),
+            labels: Default::default(),
         };
         let (now, span_ms) = (self.now(), self.operator.span_ms);
         let demand = Demand::new(&mut self.operator.dice, request.vcpus, request.memory, now, span_ms);
@@ -317,7 +328,7 @@ impl Cluster {
         if self.around.witness.host(&host).is_none() {
             self.join(&host);
         } else if self.away() < HOSTS_AWAY_MAX && self.operator.dice.chance(0.3) {
-            let removed = self.ask(Action::RemoveHost { host: host.clone() });
+            let removed = self.ask(Action::Remove { key: ObjectKey::of::<Host>(&host) });
             if removed.is_ok() {
                 // Whoever takes a host out of a cluster empties it before it comes back.
                 self.wipe(&host);

@@ -2,12 +2,10 @@
 
 use super::{ApiError, Client, limits};
 use crate::v1::{
-    ClusterView, CreateImage, CreateJoinToken, CreateNetwork, CreatePlacementRule, CreatePort, CreateSecurityGroup,
-    CreateTenant, CreateToken, CreateVm, CreatedJoinToken, CreatedToken, EventQuery, EventView, Explanation,
-    ForecastQuery, Health, HostView, ImagePart, ImageView, List, MERGE_PATCH, MeasureVm, MigrateVm, MigrationForecast,
-    MigrationView, NetworkView, PlacementRuleView, PlanNow, PlanView, Policy, PortView, SecurityGroupView, SetPower,
-    SetPriority, SetSecurityGroups, SetSecurityRules, StagedFile, TenantQuery, TenantView, TokenView, VmListQuery,
-    VmQuery, VmView, Whoami,
+    ClusterView, CreateImage, CreateJoinToken, CreateToken, CreatedJoinToken, CreatedToken, EventQuery, EventView,
+    Explanation, ForecastQuery, Health, HostView, ImagePart, ImageView, List, MERGE_PATCH, MeasureVm, MigrateVm,
+    MigrationForecast, MigrationView, PlanNow, PlanView, Policy, SetPower, SetPriority, SetSecurityGroups, StagedFile,
+    TenantQuery, VmView, Whoami,
 };
 use drover_model::{MigrationId, PlanId, Revision};
 use reqwest::Method;
@@ -67,53 +65,13 @@ impl Client {
 
 /// Tenants and tokens.
 impl Client {
-    pub async fn tenants(&self) -> Result<List<TenantView>, ApiError> {
-        self.get(&["v1", "tenants"], &[]).await
-    }
-
-    pub async fn create_tenant(&self, tenant: &CreateTenant) -> Result<TenantView, ApiError> {
-        self.change(Method::POST, &["v1", "tenants"], &[], tenant).await
-    }
-
-    pub async fn remove_tenant(&self, id: &str) -> Result<(), ApiError> {
-        self.delete(&["v1", "tenants", id]).await
-    }
-
-    pub async fn tokens(&self) -> Result<List<TokenView>, ApiError> {
-        self.get(&["v1", "tokens"], &[]).await
-    }
-
     pub async fn create_token(&self, token: &CreateToken) -> Result<CreatedToken, ApiError> {
         self.change(Method::POST, &["v1", "tokens"], &[], token).await
-    }
-
-    pub async fn remove_token(&self, id: &str) -> Result<(), ApiError> {
-        self.delete(&["v1", "tokens", id]).await
     }
 }
 
 /// Hosts.
 impl Client {
-    pub async fn hosts(&self) -> Result<List<HostView>, ApiError> {
-        self.get(&["v1", "hosts"], &[]).await
-    }
-
-    pub async fn host(&self, id: &str) -> Result<HostView, ApiError> {
-        self.get(&["v1", "hosts", id], &[]).await
-    }
-
-    pub async fn remove_host(&self, id: &str) -> Result<(), ApiError> {
-        self.delete(&["v1", "hosts", id]).await
-    }
-
-    /// Changes what is said of it by a JSON merge patch (RFC 7396).
-    pub async fn patch_host(&self, id: &str, patch: &Value) -> Result<HostView, ApiError> {
-        let request =
-            self.request(Method::PATCH, &["v1", "hosts", id], &[]).json(patch).header(CONTENT_TYPE, MERGE_PATCH);
-        let answer = self.send(request).await?;
-        self.decode(&answer)
-    }
-
     pub async fn drain_host(&self, id: &str) -> Result<HostView, ApiError> {
         self.act(&["v1", "hosts", id, "drain"], &[]).await
     }
@@ -133,14 +91,6 @@ impl Client {
 
 /// Images.
 impl Client {
-    pub async fn images(&self) -> Result<List<ImageView>, ApiError> {
-        self.get(&["v1", "images"], &[]).await
-    }
-
-    pub async fn image(&self, id: &str) -> Result<ImageView, ApiError> {
-        self.get(&["v1", "images", id], &[]).await
-    }
-
     /// Uploads a file; `sent` hears how many bytes have left so far.
     pub async fn stage_image_file(
         &self,
@@ -167,10 +117,6 @@ impl Client {
     pub async fn create_image(&self, image: &CreateImage) -> Result<ImageView, ApiError> {
         self.change(Method::POST, &["v1", "images"], &[], image).await
     }
-
-    pub async fn remove_image(&self, id: &str) -> Result<(), ApiError> {
-        self.delete(&["v1", "images", id]).await
-    }
 }
 
 fn counted(
@@ -188,35 +134,15 @@ fn counted(
 
 /// Vms. `vm` is an id, or a name within the tenant of the token or of the query.
 impl Client {
-    pub async fn vms(&self, query: &VmListQuery) -> Result<List<VmView>, ApiError> {
-        let query = [("tenant", query.tenant.as_deref()), ("host", query.host.as_deref())];
-        self.get(&["v1", "vms"], &query).await
-    }
-
-    pub async fn vm(&self, vm: &str, query: &VmQuery) -> Result<VmView, ApiError> {
-        self.get(&["v1", "vms", vm], &[("tenant", query.tenant.as_deref())]).await
-    }
-
-    pub async fn create_vm(&self, vm: &CreateVm) -> Result<VmView, ApiError> {
-        self.change(Method::POST, &["v1", "vms"], &[], vm).await
-    }
-
-    /// It is gone once its host has let go of it.
-    pub async fn remove_vm(&self, vm: &str, query: &VmQuery) -> Result<VmView, ApiError> {
-        let query = [("tenant", query.tenant.as_deref())];
-        let answer = self.send(self.request(Method::DELETE, &["v1", "vms", vm], &query)).await?;
-        self.decode(&answer)
-    }
-
-    pub async fn start_vm(&self, vm: &str, query: &VmQuery) -> Result<VmView, ApiError> {
+    pub async fn start_vm(&self, vm: &str, query: &TenantQuery) -> Result<VmView, ApiError> {
         self.act(&["v1", "vms", vm, "start"], &[("tenant", query.tenant.as_deref())]).await
     }
 
-    pub async fn stop_vm(&self, vm: &str, query: &VmQuery) -> Result<VmView, ApiError> {
+    pub async fn stop_vm(&self, vm: &str, query: &TenantQuery) -> Result<VmView, ApiError> {
         self.act(&["v1", "vms", vm, "stop"], &[("tenant", query.tenant.as_deref())]).await
     }
 
-    pub async fn migrate_vm(&self, vm: &str, query: &VmQuery, ask: &MigrateVm) -> Result<MigrationView, ApiError> {
+    pub async fn migrate_vm(&self, vm: &str, query: &TenantQuery, ask: &MigrateVm) -> Result<MigrationView, ApiError> {
         let query = [("tenant", query.tenant.as_deref())];
         self.change(Method::POST, &["v1", "vms", vm, "migrate"], &query, ask).await
     }
@@ -229,7 +155,7 @@ impl Client {
     }
 
     /// The result is in the vm's load some time after the answer.
-    pub async fn measure_vm(&self, vm: &str, query: &VmQuery, ask: MeasureVm) -> Result<VmView, ApiError> {
+    pub async fn measure_vm(&self, vm: &str, query: &TenantQuery, ask: MeasureVm) -> Result<VmView, ApiError> {
         let query = [("tenant", query.tenant.as_deref())];
         self.change(Method::POST, &["v1", "vms", vm, "measure"], &query, &ask).await
     }
@@ -238,111 +164,20 @@ impl Client {
 /// Networks, security groups and ports. A network is named by id, or like a group by its name within the tenant of the
 /// token or of the query.
 impl Client {
-    pub async fn networks(&self, query: &TenantQuery) -> Result<List<NetworkView>, ApiError> {
-        self.get(&["v1", "networks"], &[("tenant", query.tenant.as_deref())]).await
-    }
-
-    pub async fn network(&self, network: &str, query: &TenantQuery) -> Result<NetworkView, ApiError> {
-        self.get(&["v1", "networks", network], &[("tenant", query.tenant.as_deref())]).await
-    }
-
-    pub async fn create_network(&self, network: &CreateNetwork) -> Result<NetworkView, ApiError> {
-        self.change(Method::POST, &["v1", "networks"], &[], network).await
-    }
-
-    pub async fn remove_network(&self, network: &str, query: &TenantQuery) -> Result<(), ApiError> {
-        self.delete_of(&["v1", "networks", network], query).await
-    }
-
-    pub async fn security_groups(&self, query: &TenantQuery) -> Result<List<SecurityGroupView>, ApiError> {
-        self.get(&["v1", "security-groups"], &[("tenant", query.tenant.as_deref())]).await
-    }
-
-    pub async fn security_group(&self, group: &str, query: &TenantQuery) -> Result<SecurityGroupView, ApiError> {
-        self.get(&["v1", "security-groups", group], &[("tenant", query.tenant.as_deref())]).await
-    }
-
-    pub async fn create_security_group(&self, group: &CreateSecurityGroup) -> Result<SecurityGroupView, ApiError> {
-        self.change(Method::POST, &["v1", "security-groups"], &[], group).await
-    }
-
-    /// Replaces all rules of the group.
-    pub async fn set_security_rules(
-        &self,
-        group: &str,
-        query: &TenantQuery,
-        rules: &SetSecurityRules,
-    ) -> Result<SecurityGroupView, ApiError> {
-        let query = [("tenant", query.tenant.as_deref())];
-        self.change(Method::PUT, &["v1", "security-groups", group], &query, rules).await
-    }
-
-    pub async fn remove_security_group(&self, group: &str, query: &TenantQuery) -> Result<(), ApiError> {
-        self.delete_of(&["v1", "security-groups", group], query).await
-    }
-
     /// Takes a vm out of the groups it is in, and puts it into these.
     pub async fn set_security_groups(
         &self,
         vm: &str,
-        query: &VmQuery,
+        query: &TenantQuery,
         groups: &SetSecurityGroups,
     ) -> Result<VmView, ApiError> {
         let query = [("tenant", query.tenant.as_deref())];
         self.change(Method::PUT, &["v1", "vms", vm, "security-groups"], &query, groups).await
     }
-
-    pub async fn ports(&self) -> Result<List<PortView>, ApiError> {
-        self.get(&["v1", "ports"], &[]).await
-    }
-
-    pub async fn port(&self, port: &str) -> Result<PortView, ApiError> {
-        self.get(&["v1", "ports", port], &[]).await
-    }
-
-    pub async fn create_port(&self, port: &CreatePort) -> Result<PortView, ApiError> {
-        self.change(Method::POST, &["v1", "ports"], &[], port).await
-    }
-
-    pub async fn remove_port(&self, port: &str) -> Result<(), ApiError> {
-        self.delete(&["v1", "ports", port]).await
-    }
-
-    async fn delete_of(&self, path: &[&str], query: &TenantQuery) -> Result<(), ApiError> {
-        let query = [("tenant", query.tenant.as_deref())];
-        self.send(self.request(Method::DELETE, path, &query)).await.map(drop)
-    }
-}
-
-/// Rules of placement.
-impl Client {
-    pub async fn placement_rules(&self) -> Result<List<PlacementRuleView>, ApiError> {
-        self.get(&["v1", "placement-rules"], &[]).await
-    }
-
-    pub async fn placement_rule(&self, name: &str) -> Result<PlacementRuleView, ApiError> {
-        self.get(&["v1", "placement-rules", name], &[]).await
-    }
-
-    pub async fn create_placement_rule(&self, rule: &CreatePlacementRule) -> Result<PlacementRuleView, ApiError> {
-        self.change(Method::POST, &["v1", "placement-rules"], &[], rule).await
-    }
-
-    pub async fn remove_placement_rule(&self, name: &str) -> Result<(), ApiError> {
-        self.delete(&["v1", "placement-rules", name]).await
-    }
 }
 
 /// Plans and migrations.
 impl Client {
-    pub async fn plans(&self) -> Result<List<PlanView>, ApiError> {
-        self.get(&["v1", "plans"], &[]).await
-    }
-
-    pub async fn plan(&self, id: PlanId) -> Result<PlanView, ApiError> {
-        self.get(&["v1", "plans", &id.to_string()], &[]).await
-    }
-
     /// Makes a plan at once, whatever the loop's timing.
     pub async fn plan_now(&self) -> Result<PlanNow, ApiError> {
         self.act(&["v1", "plans"], &[]).await
@@ -354,14 +189,6 @@ impl Client {
 
     pub async fn reject_plan(&self, id: PlanId) -> Result<PlanView, ApiError> {
         self.act(&["v1", "plans", &id.to_string(), "reject"], &[]).await
-    }
-
-    pub async fn migrations(&self) -> Result<List<MigrationView>, ApiError> {
-        self.get(&["v1", "migrations"], &[]).await
-    }
-
-    pub async fn migration(&self, id: MigrationId) -> Result<MigrationView, ApiError> {
-        self.get(&["v1", "migrations", &id.to_string()], &[]).await
     }
 
     pub async fn cancel_migration(&self, id: MigrationId) -> Result<MigrationView, ApiError> {
@@ -410,7 +237,7 @@ impl Client {
     }
 
     /// `object` is `vm/web-3`, `plan/42`, `host/h1`, `migration/7` or `cluster`.
-    pub async fn explain(&self, object: &str, query: &VmQuery) -> Result<Explanation, ApiError> {
+    pub async fn explain(&self, object: &str, query: &TenantQuery) -> Result<Explanation, ApiError> {
         let path: Vec<&str> = ["v1", "explain"].into_iter().chain(object.split('/')).collect();
         self.get(&path, &[("tenant", query.tenant.as_deref())]).await
     }

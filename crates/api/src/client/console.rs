@@ -1,7 +1,7 @@
 //! A vm's serial console: a WebSocket with binary frames both ways.
 
 use super::{ApiError, Client, limits};
-use crate::v1::{CONSOLE_FRAME_MAX, VmQuery};
+use crate::v1::{CONSOLE_FRAME_MAX, TenantQuery};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use reqwest::header::AUTHORIZATION;
@@ -45,7 +45,7 @@ pub enum ConsoleOutput {
 
 impl Client {
     /// Attaches to a vm's serial console; whoever was attached before is detached.
-    pub async fn console(&self, vm: &str, query: &VmQuery) -> Result<Console, ApiError> {
+    pub async fn console(&self, vm: &str, query: &TenantQuery) -> Result<Console, ApiError> {
         let opening = self.open_console(vm, query);
         let socket = tokio::time::timeout(limits::REQUEST, opening)
             .await
@@ -57,7 +57,7 @@ impl Client {
         })
     }
 
-    async fn open_console(&self, vm: &str, query: &VmQuery) -> Result<Socket, ApiError> {
+    async fn open_console(&self, vm: &str, query: &TenantQuery) -> Result<Socket, ApiError> {
         let mut url = self.url(&["v1", "vms", vm, "console"], &[("tenant", query.tenant.as_deref())]);
         let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
         url.set_scheme(scheme).expect("from http to ws and from https to wss are allowed changes");

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  mod.rs      configuration, and one request: encode, send, bound, decode
-//!  calls.rs    the routes
+//!  objects.rs  what every kind of object has: list, get, create, patch, remove
+//!  calls.rs    the other routes
 //!  stream.rs   events as they come, over reconnects          sse.rs  their wire format
 //!  console.rs  a vm's serial console
 //!  error.rs    what can go wrong
@@ -13,12 +14,14 @@
 mod calls;
 mod console;
 mod error;
+mod objects;
 mod sse;
 mod stream;
 
 pub use calls::Tagged;
 pub use console::{Console, ConsoleOutput, ConsoleReader, ConsoleWriter};
 pub use error::{ApiError, BadConfig};
+pub use objects::Objects;
 pub use stream::EventStreamStart;
 
 use crate::problem::Problem;
@@ -199,11 +202,6 @@ impl Client {
     async fn act<T: DeserializeOwned>(&self, path: &[&str], query: Query<'_>) -> Result<T, ApiError> {
         let answer = self.send(self.request(Method::POST, path, query)).await?;
         self.decode(&answer)
-    }
-
-    /// A DELETE that answers nothing.
-    async fn delete(&self, path: &[&str]) -> Result<(), ApiError> {
-        self.send(self.request(Method::DELETE, path, &[])).await.map(drop)
     }
 
     /// Sends once; a refusal becomes [`ApiError::Problem`].

@@ -34,7 +34,7 @@ pub struct Forecast {
 /// Takes the request into the queue. The caller has judged by load; here the rules that hold whatever the load are looked at
 /// once more.
 pub fn ask(control: &mut Control, now: TimeMs, request: MigrationRequest) -> Result<MigrationId, Refusal> {
-    let row = control.require::<Vm>(&request.vm, "vm")?.clone();
+    let row = control.require::<Vm>(&request.vm)?.clone();
     let world = control.world_of(now, &row);
     let from = may_begin(control, &row, &request.to)?;
     if let Some(why) = control.forbids_method(&from, &request.to, request.method) {
@@ -137,7 +137,7 @@ pub fn destination(control: &Control, world: &World, row: &Vm, to: Option<HostId
     };
     let to = match to {
         Some(to) => {
-            control.require::<Host>(&to, "host").map_err(|refusal| refusal.at("to"))?;
+            control.require::<Host>(&to).map_err(|refusal| refusal.at("to"))?;
             to
         }
         None => {
@@ -169,7 +169,7 @@ pub fn by_hand(
     method: Option<Method>,
     by: &str,
 ) -> Result<MigrationId, Refusal> {
-    let row = control.require::<Vm>(vm, "vm")?.clone();
+    let row = control.require::<Vm>(vm)?.clone();
     let world = control.world_for_hand(now, &row);
     let to = destination(control, &world, &row, to)?;
     if let Some(objection) = planner::objection(&world, vm, &to) {
@@ -193,7 +193,7 @@ impl Control {
         to: Option<HostId>,
         method: Option<Method>,
     ) -> Result<Forecast, Refusal> {
-        let row = self.require::<Vm>(vm, "vm")?;
+        let row = self.require::<Vm>(vm)?;
         let world = self.world_for_hand(now, row);
         let to = destination(self, &world, row, to)?;
         let from = row.host.clone().unwrap_or_else(|| to.clone());

@@ -4,15 +4,16 @@
 //! are worked out anew. Lost with the server and rebuilt from the rows; every agent is told anew when it connects.
 
 use crate::Control;
-use crate::interface::{ConnectionId, Effect, NetworkReport, ObjectKey};
+use crate::interface::{ConnectionId, Effect, NetworkReport};
+use crate::kinds::Object;
 use crate::live::Live;
-use crate::tables::Tables;
+use crate::tables::{Change, Tables};
 use drover_model::command::Command;
 use drover_model::event::Severity;
 use drover_model::intent::{Host, Nic, Vm};
 use drover_model::migration::MigrationRecord;
 use drover_model::network::{HostNetwork, Network, Port, Remote, SecurityGroup};
-use drover_model::{HostId, MigrationId, NetworkId, PortId, SecurityGroupId, TenantName, TimeMs, VmId, VmName};
+use drover_model::{HostId, NetworkId, PortId, SecurityGroupId, TenantName, TimeMs, VmId, VmName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -90,25 +91,26 @@ impl Fabric {
     }
 
     /// The step changed this object.
-    pub fn note(&mut self, tables: &Tables, key: &ObjectKey) {
-        match key.kind {
-            "vm" => drop(key.id.parse().map(|vm| self.note_vm(tables, &vm))),
-            "migration" => {
-                let record = key.id.parse().ok().and_then(|id: MigrationId| tables.get::<MigrationRecord>(&id));
-                if let Some(record) = record {
-                    self.note_vm(tables, &record.vm);
-                }
-            }
-            "port" => drop(key.id.parse().map(|port| self.note_port(tables, &port))),
-            "host" => drop(key.id.parse().map(|host| self.note_host(tables, &host))),
-            "security-group" => {
-                let group = key.id.split_once('/').and_then(|(t, g)| Some((t.parse().ok()?, g.parse().ok()?)));
-                if let Some(group) = group {
-                    self.stale_by_group(&group);
-                }
-            }
-            // A network does not change, and goes only when nobody is on it.
-            _ => {}
+    pub fn changed(&mut self, tables: &Tables, change: Change<'_>) {
+        match change.after.or(change.before) {
+            Some(Object::Vm(vm)) => self.note_vm(tables, &vm.id),
+            Some(Object::Migration(record)) => self.note_vm(tables, &record.vm),
+            Some(Object::Port(port)) => self.note_port(tables, &port.id),
+            Some(Object::Host(host)) => self.note_host(tables, &host.id),
+            Some(Object::SecurityGroup(group)) => self.stale_by_group(&(group.tenant.clone(), group.id.clone())),
+            // A network does not change in what hosts are told of it, and goes only when nobody is on it.
+            Some(
+                Object::Tenant(_)
+                | Object::ApiToken(_)
+                | Object::JoinToken(_)
+                | Object::Image(_)
+                | Object::Plan(_)
+                | Object::Policy(_)
+                | Object::Idempotency(_)
+                | Object::Network(_)
+                | Object::PlacementRule(_),
+            )
+            | None => {}
         }
     }
 

@@ -4,6 +4,7 @@ use super::cards;
 use super::fabric::{Fabric, Member};
 use crate::tables::Tables;
 use drover_model::intent::Host;
+use drover_model::kind::Owned;
 use drover_model::network::{
     HostNetwork, Lease, Network, Overlay, Port, PortRule, Remote, SecurityGroup, SecurityRule, Station, Subnet, VmPort,
 };
@@ -89,7 +90,9 @@ impl Fabric {
         if groups.is_empty() {
             return None;
         }
-        let groups = groups.iter().filter_map(|id| tables.get::<SecurityGroup>(&(member.tenant.clone(), id.clone())));
+        let groups = groups
+            .iter()
+            .filter_map(|id| tables.get::<SecurityGroup>(&Owned { tenant: member.tenant.clone(), name: id.clone() }));
         let rules = groups.flat_map(|group| &group.rules).map(|rule| self.resolved(rule, member));
         let unique: BTreeSet<PortRule> = rules.collect();
         Some(unique.into_iter().collect())

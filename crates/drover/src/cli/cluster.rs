@@ -6,7 +6,7 @@ use super::show::{self, or_nothing};
 use super::vm::VmRef;
 use super::{Failure, events};
 use clap::Args;
-use drover_api::v1::{ClusterView, Explanation, VmQuery};
+use drover_api::v1::{ClusterView, Explanation, TenantQuery};
 
 pub async fn status(context: &Context) -> Result<(), Failure> {
     let output = context.output;
@@ -56,21 +56,21 @@ fn describe(cluster: &ClusterView, output: Output) -> String {
 pub struct Explain {
     /// vm/NAME, host/NAME, plan/NUMBER, migration/NUMBER or cluster
     #[arg(value_parser = object)]
-    object: (String, VmQuery),
+    object: (String, TenantQuery),
 }
 
-fn object(text: &str) -> Result<(String, VmQuery), String> {
+fn object(text: &str) -> Result<(String, TenantQuery), String> {
     let wrong = || {
         format!("{text:?} is nothing that can be explained: write vm/web-1, host/h1, plan/42, migration/7 or cluster")
     };
     match text.split_once('/') {
-        None if text == "cluster" => Ok((text.to_owned(), VmQuery::default())),
+        None if text == "cluster" => Ok((text.to_owned(), TenantQuery::default())),
         Some(("vm", vm)) => {
             let named: VmRef = vm.parse()?;
             Ok((format!("vm/{}", named.vm), named.query))
         }
         Some(("host" | "plan" | "migration", id)) if !id.is_empty() && !id.contains('/') => {
-            Ok((text.to_owned(), VmQuery::default()))
+            Ok((text.to_owned(), TenantQuery::default()))
         }
         _ => Err(wrong()),
     }

@@ -8,6 +8,7 @@ use clap::Args;
 use drover_api::client::{ApiError, Client, EventStreamStart};
 use drover_api::v1::{EVENTS_LIMIT_MAX, EventQuery, EventView};
 use drover_model::EventSeq;
+use drover_model::intent::Vm;
 use futures_util::StreamExt;
 
 #[derive(Debug, Args)]
@@ -65,7 +66,7 @@ impl Events {
 async fn with_id(client: &Client, object: &str) -> Result<String, Failure> {
     let Some(vm) = object.strip_prefix("vm/") else { return Ok(object.to_owned()) };
     let named: VmRef = vm.parse().map_err(Failure::Usage)?;
-    match client.vm(&named.vm, &named.query).await {
+    match client.of::<Vm>().within(named.query.tenant.as_deref()).get(&named.vm).await {
         Ok(view) => Ok(format!("vm/{}", view.id)),
         Err(ApiError::Problem(problem)) if problem.status == 404 => Ok(object.to_owned()),
         Err(error) => Err(error.into()),

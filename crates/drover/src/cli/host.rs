@@ -7,6 +7,7 @@ use super::wait::{Look, Wait, until};
 use super::{Failure, attributes, now_ms};
 use clap::{Subcommand, ValueEnum};
 use drover_api::v1::{CreateJoinToken, EvacuationView, HostAttributes, HostView, SetPower};
+use drover_model::intent::Host;
 use drover_model::world::HostState;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -75,14 +76,14 @@ pub enum Power {
 pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     let (client, output) = (&context.client, context.output);
     match verb {
-        Verb::Ls => output.emit(&client.hosts().await?, |list| table(&list.items, output)),
-        Verb::Show { host } => output.emit(&client.host(&host).await?, |host| describe(host, now_ms())),
+        Verb::Ls => output.emit(&client.of::<Host>().all().await?, |list| table(&list.items, output)),
+        Verb::Show { host } => output.emit(&client.of::<Host>().get(&host).await?, |host| describe(host, now_ms())),
         Verb::Drain { host, wait } => {
             let mut view = client.drain_host(&host).await?;
             if wait.wait {
                 let look = format!("drover host show {host}");
                 view = until(&wait.limit, &format!("draining {host}"), &look, async || {
-                    let view = client.host(&host).await?;
+                    let view = client.of::<Host>().get(&host).await?;
                     let moving = view.evacuation.is_some_and(|evacuation| evacuation.finished_at_ms.is_none());
                     Ok(if view.vms.is_empty() && !moving { Look::Done(view) } else { leaving(&view) })
                 })
@@ -91,7 +92,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             emit_changed(output, &view)
         }
         Verb::Set { host, changes } => {
-            let view = client.patch_host(&host, &attributes::patch(&changes)?).await?;
+            let view = client.of::<Host>().patch(&host, &attributes::patch(&changes)?).await?;
             output.emit(&view, |host| describe(host, now_ms()))
         }
         Verb::Undrain { host } => emit_changed(output, &client.undrain_host(&host).await?),
@@ -100,7 +101,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             if wait.wait {
                 let look = format!("drover host show {host}");
                 view = until(&wait.limit, &format!("switching {host}"), &look, async || {
-                    let view = client.host(&host).await?;
+                    let view = client.of::<Host>().get(&host).await?;
                     let there = match state {
                         Power::On => view.state == HostState::Up,
                         Power::Off => view.state == HostState::Asleep,
@@ -121,7 +122,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 None => output.emit(&created, |created| created.token.clone() + "\n"),
             }
         }
-        Verb::Rm { host } => Ok(client.remove_host(&host).await?),
+        Verb::Rm { host } => Ok(client.of::<Host>().remove(&host).await.map(drop)?),
     }
 }
 

@@ -6,6 +6,7 @@ use super::output::{Columns, Output, cell, properties};
 use super::show::{self, or_nothing};
 use clap::{Args, Subcommand};
 use drover_api::v1::{CreateImage, ImageFileView, ImagePart, ImageView};
+use drover_model::intent::Image;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -46,9 +47,9 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     let (client, output) = (&context.client, context.output);
     match verb {
         Verb::Create(create) => create_image(context, create).await,
-        Verb::Ls => output.emit(&client.images().await?, |list| table(&list.items, output)),
-        Verb::Show { image } => output.emit(&client.image(&image).await?, describe),
-        Verb::Rm { image } => Ok(client.remove_image(&image).await?),
+        Verb::Ls => output.emit(&client.of::<Image>().all().await?, |list| table(&list.items, output)),
+        Verb::Show { image } => output.emit(&client.of::<Image>().get(&image).await?, describe),
+        Verb::Rm { image } => Ok(client.of::<Image>().remove(&image).await.map(drop)?),
     }
 }
 
@@ -60,7 +61,7 @@ async fn create_image(context: &Context, create: Create) -> Result<(), Failure> 
         upload(context, &create.name, part, &path).await?;
         files.push(part);
     }
-    let image = CreateImage { name: create.name, cmdline: create.cmdline, files };
+    let image = CreateImage { name: create.name, cmdline: create.cmdline, files, labels: Default::default() };
     context.output.emit(&context.client.create_image(&image).await?, describe)
 }
 

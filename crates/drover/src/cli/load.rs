@@ -3,7 +3,8 @@
 use super::context::Context;
 use super::{Exit, Failure, now_ms, values};
 use clap::Subcommand;
-use drover_api::v1::{VmListQuery, VmView};
+use drover_api::v1::{ListQuery, VmView};
+use drover_model::intent::Vm;
 use drover_sim::replay::HEADER;
 use std::fmt::Write;
 use std::time::Duration;
@@ -34,7 +35,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut failures = 0;
     while turns.tick().await < end {
-        match context.client.vms(&VmListQuery::default()).await {
+        match context.client.of::<Vm>().list(&ListQuery::default()).await {
             Ok(vms) => {
                 failures = 0;
                 output.print(&records(now_ms(), &vms.items))?;

@@ -10,6 +10,7 @@ use clap::{Subcommand, ValueEnum};
 use drover_api::client::Client;
 use drover_api::v1::{IntervalView, MigrationForecast, MigrationPrediction, MigrationView, SetPriority, StrategyView};
 use drover_model::MigrationId;
+use drover_model::migration::MigrationRecord;
 use drover_model::migration::{Method, Priority};
 
 #[derive(Debug, Subcommand)]
@@ -65,8 +66,8 @@ impl From<PriorityArg> for Priority {
 pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     let (client, output) = (&context.client, context.output);
     match verb {
-        Verb::Ls => output.emit(&client.migrations().await?, |list| table(&list.items, output)),
-        Verb::Show { migration } => emit(output, &client.migration(migration).await?),
+        Verb::Ls => output.emit(&client.of::<MigrationRecord>().all().await?, |list| table(&list.items, output)),
+        Verb::Show { migration } => emit(output, &client.of::<MigrationRecord>().get(&migration.to_string()).await?),
         Verb::Watch { migration, limit } => {
             let over = watch(client, migration, &limit).await?;
             emit(output, &over)?;
@@ -86,7 +87,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
 pub async fn watch(client: &Client, id: MigrationId, limit: &Timeout) -> Result<MigrationView, Failure> {
     let look = format!("drover migration watch {id}");
     until(limit, &format!("migration {id}"), &look, async || {
-        let view = client.migration(id).await?;
+        let view = client.of::<MigrationRecord>().get(&id.to_string()).await?;
         if view.over {
             return Ok(Look::Done(view));
         }

@@ -6,6 +6,10 @@ use super::output::{Columns, Output, cell, properties, state_cell};
 use super::show::{self, or_nothing};
 use clap::{Args, Subcommand};
 use drover_api::v1::{CreateNetwork, NetworkHostView, NetworkView, TenantQuery};
+use drover_model::network::Network;
+use drover_model::network::Subnet;
+use drover_model::{NetworkName, TenantName};
+use std::net::Ipv4Addr;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -29,19 +33,19 @@ pub enum Verb {
 #[derive(Debug, Args)]
 pub struct Create {
     /// Unique within the tenant
-    name: String,
+    name: NetworkName,
     /// Whose it is; operators must say
     #[arg(long)]
-    tenant: Option<String>,
+    tenant: Option<TenantName>,
     /// E.g. 10.1.0.0/16; two tenants may use the same
     #[arg(long, value_name = "CIDR")]
-    subnet: String,
+    subnet: Subnet,
     /// Address of the subnet that guests are told as their default route
     #[arg(long, value_name = "ADDRESS")]
-    router: Option<String>,
+    router: Option<Ipv4Addr>,
     /// Name server that guests are told; may be given several times
     #[arg(long, value_name = "ADDRESS")]
-    dns: Vec<String>,
+    dns: Vec<Ipv4Addr>,
     /// Largest packet of a guest, in bytes [default: 1450]
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u16>,
@@ -70,18 +74,23 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     let (client, output) = (&context.client, context.output);
     match verb {
         Verb::Create(Create { name, tenant, subnet, router, dns, mtu }) => {
-            let created = client.create_network(&CreateNetwork { name, tenant, subnet, router, dns, mtu }).await?;
+            let created = client
+                .of::<Network>()
+                .create(&CreateNetwork { name, tenant, subnet, router, dns, mtu, labels: Default::default() })
+                .await?;
             output.emit(&created, |network| table(std::slice::from_ref(network), output))
         }
         Verb::Ls { tenant } => {
-            let list = client.networks(&TenantQuery { tenant }).await?;
+            let list = client.of::<Network>().within(tenant.as_deref()).all().await?;
             output.emit(&list, |list| table(&list.items, output))
         }
         Verb::Show { network } => {
-            let view = client.network(&network.name, &network.query).await?;
+            let view = client.of::<Network>().within(network.query.tenant.as_deref()).get(&network.name).await?;
             output.emit(&view, |network| describe(network, output))
         }
-        Verb::Rm { network } => Ok(client.remove_network(&network.name, &network.query).await?),
+        Verb::Rm { network } => {
+            Ok(client.of::<Network>().within(network.query.tenant.as_deref()).remove(&network.name).await.map(drop)?)
+        }
     }
 }
 

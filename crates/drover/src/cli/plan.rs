@@ -5,7 +5,9 @@ use super::output::{Columns, Format, Output, cell, properties, state_cell};
 use super::show::{self, or_nothing};
 use super::{Failure, now_ms};
 use clap::Subcommand;
-use drover_api::v1::{ActionView, PlanView, StepView, VmListQuery};
+use drover_api::v1::{ActionView, ListQuery, PlanView, StepView};
+use drover_model::intent::Vm;
+use drover_model::plan::PlanRecord;
 use drover_model::{PlanId, VmId};
 
 #[derive(Debug, Subcommand)]
@@ -28,8 +30,8 @@ pub enum Verb {
 pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     let (client, output) = (&context.client, context.output);
     match verb {
-        Verb::Ls => output.emit(&client.plans().await?, |list| table(&list.items, now_ms(), output)),
-        Verb::Show { plan } => emit(context, &client.plan(plan).await?).await,
+        Verb::Ls => output.emit(&client.of::<PlanRecord>().all().await?, |list| table(&list.items, now_ms(), output)),
+        Verb::Show { plan } => emit(context, &client.of::<PlanRecord>().get(&plan.to_string()).await?).await,
         Verb::Approve { plan } => emit(context, &client.approve_plan(plan).await?).await,
         Verb::Reject { plan } => emit(context, &client.reject_plan(plan).await?).await,
         Verb::Export => output.print(&client.export().await?),
@@ -60,7 +62,7 @@ impl Names {
         if context.output.format != Format::Table {
             return Ok(Self::default());
         }
-        let vms = context.client.vms(&VmListQuery::default()).await?.items;
+        let vms = context.client.of::<Vm>().list(&ListQuery::default()).await?.items;
         Ok(Self(vms.into_iter().map(|vm| (vm.id, format!("{}/{}", vm.tenant, vm.name))).collect()))
     }
 

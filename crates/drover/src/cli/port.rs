@@ -7,6 +7,9 @@ use super::output::{Columns, Output, cell};
 use super::show;
 use clap::{Args, Subcommand};
 use drover_api::v1::{CreatePort, PortView};
+use drover_model::network::Port;
+use drover_model::{HostId, PortId};
+use std::net::Ipv4Addr;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -26,18 +29,18 @@ pub enum Verb {
 #[derive(Debug, Args)]
 pub struct Create {
     /// Unique in the cluster
-    name: String,
+    name: PortId,
     /// Its id, its name, or TENANT/NAME
     #[arg(long)]
     network: OwnedRef,
     #[arg(long)]
-    host: String,
+    host: HostId,
     /// The interface's name on the host
     #[arg(long, value_name = "NAME")]
     interface: String,
     /// The lowest free one when left out
     #[arg(long)]
-    address: Option<String>,
+    address: Option<Ipv4Addr>,
     /// Derived from the port's name when left out
     #[arg(long)]
     mac: Option<String>,
@@ -48,12 +51,18 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     let emit_one = |port: &PortView| output.emit(port, |port| table(std::slice::from_ref(port), output));
     match verb {
         Verb::Create(Create { name, network, host, interface, address, mac }) => {
-            let (network, tenant) = (network.name, network.query.tenant);
-            emit_one(&client.create_port(&CreatePort { name, network, tenant, host, interface, mac, address }).await?)
+            let (network, tenant) = (network.name, super::values::tenant(network.query.tenant.as_deref())?);
+            let labels = Default::default();
+            emit_one(
+                &client
+                    .of::<Port>()
+                    .create(&CreatePort { name, network, tenant, host, interface, mac, address, labels })
+                    .await?,
+            )
         }
-        Verb::Ls => output.emit(&client.ports().await?, |list| table(&list.items, output)),
-        Verb::Show { port } => emit_one(&client.port(&port).await?),
-        Verb::Rm { port } => Ok(client.remove_port(&port).await?),
+        Verb::Ls => output.emit(&client.of::<Port>().all().await?, |list| table(&list.items, output)),
+        Verb::Show { port } => emit_one(&client.of::<Port>().get(&port).await?),
+        Verb::Rm { port } => Ok(client.of::<Port>().remove(&port).await.map(drop)?),
     }
 }
 
@@ -61,13 +70,13 @@ fn table(ports: &[PortView], output: Output) -> String {
     let mut columns = Columns::new(output, &["PORT", "NETWORK", "HOST", "INTERFACE", "ADDRESS", "MAC", "CREATED"]);
     for port in ports {
         columns.row([
-            cell(&port.name),
+            cell(&port.id),
             cell(&port.network),
             cell(&port.host),
             cell(&port.interface),
             cell(port.address),
             cell(&port.mac),
-            cell(show::time(port.created_at_ms)),
+            cell(show::time(port.created_at.0)),
         ]);
     }
     columns.text()

@@ -7,7 +7,9 @@ use super::plan::Names;
 use super::show;
 use clap::{ArgGroup, Args, Subcommand};
 use drover_api::v1::{CreatePlacementRule, PlacementRuleView, RuleWord};
+use drover_model::placement::PlacementRule;
 use drover_model::placement::Scope;
+use drover_model::{HostId, Label, RackId, RuleId, ZoneId};
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -34,7 +36,7 @@ pub enum Verb {
 #[command(group(ArgGroup::new("place").multiple(true).args(["hosts", "racks", "zones", "labels"])))]
 pub struct Create {
     /// Unique in the cluster
-    name: String,
+    name: RuleId,
     /// All of them in one host, or what --within says
     #[arg(long)]
     together: bool,
@@ -57,13 +59,13 @@ pub struct Create {
     #[arg(long, value_name = "VM,...", required = true, value_delimiter = ',')]
     vms: Vec<String>,
     #[arg(long, value_name = "HOST,...", value_delimiter = ',')]
-    hosts: Vec<String>,
+    hosts: Vec<HostId>,
     #[arg(long, value_name = "RACK,...", value_delimiter = ',')]
-    racks: Vec<String>,
+    racks: Vec<RackId>,
     #[arg(long, value_name = "ZONE,...", value_delimiter = ',')]
-    zones: Vec<String>,
+    zones: Vec<ZoneId>,
     #[arg(long, value_name = "LABEL,...", value_delimiter = ',')]
-    labels: Vec<String>,
+    labels: Vec<Label>,
 }
 
 fn scope(text: &str) -> Result<Scope, String> {
@@ -82,6 +84,8 @@ impl From<Create> for CreatePlacementRule {
             // The group of kinds lets exactly one through.
             (.., None) => RuleWord::NotOn,
         };
+        let (hosts, racks) = (hosts.into_iter().collect(), racks.into_iter().collect());
+        let (zones, labels) = (zones.into_iter().collect(), labels.into_iter().collect());
         Self { name, rule, vms, within, hosts, racks, zones, labels, hosts_max }
     }
 }
@@ -92,10 +96,10 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     let emit_one =
         |rule: &PlacementRuleView| output.emit(rule, |rule| table(std::slice::from_ref(rule), &names, output));
     match verb {
-        Verb::Create(create) => emit_one(&client.create_placement_rule(&(*create).into()).await?),
-        Verb::Ls => output.emit(&client.placement_rules().await?, |list| table(&list.items, &names, output)),
-        Verb::Show { rule } => emit_one(&client.placement_rule(&rule).await?),
-        Verb::Rm { rule } => Ok(client.remove_placement_rule(&rule).await?),
+        Verb::Create(create) => emit_one(&client.of::<PlacementRule>().create(&(*create).into()).await?),
+        Verb::Ls => output.emit(&client.of::<PlacementRule>().all().await?, |list| table(&list.items, &names, output)),
+        Verb::Show { rule } => emit_one(&client.of::<PlacementRule>().get(&rule).await?),
+        Verb::Rm { rule } => Ok(client.of::<PlacementRule>().remove(&rule).await.map(drop)?),
     }
 }
 

@@ -6,8 +6,10 @@ use super::network::OwnedRef;
 use super::output::{Columns, Output, cell};
 use super::show;
 use clap::Subcommand;
-use drover_api::v1::{CreateSecurityGroup, SecurityGroupView, SecurityRule, SetSecurityRules, TenantQuery};
+use drover_api::v1::{CreateSecurityGroup, SecurityGroupView, SecurityRule, SetSecurityRules};
+use drover_model::network::SecurityGroup;
 use drover_model::network::{Direction, Protocol};
+use drover_model::{SecurityGroupId, TenantName};
 
 const RULES: &str = "A rule is a direction and what it lets through:\n  \
     ingress:tcp:22                     to port 22, from anywhere\n  \
@@ -22,10 +24,10 @@ pub enum Verb {
     #[command(after_help = RULES)]
     Create {
         /// Unique within the tenant
-        name: String,
+        name: SecurityGroupId,
         /// Whose it is; operators must say
         #[arg(long)]
-        tenant: Option<String>,
+        tenant: Option<TenantName>,
         /// May be given several times; nothing reaches the vms of a group without rules
         #[arg(long = "rule", value_name = "RULE", value_parser = rule)]
         rules: Vec<SecurityRule>,
@@ -57,22 +59,34 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     let (client, output) = (&context.client, context.output);
     match verb {
         Verb::Create { name, tenant, rules } => {
-            let created = client.create_security_group(&CreateSecurityGroup { name, tenant, rules }).await?;
+            let created = client
+                .of::<SecurityGroup>()
+                .create(&CreateSecurityGroup { name, tenant, rules, labels: Default::default() })
+                .await?;
             output.emit(&created, |group| rules_table(group, output))
         }
         Verb::Ls { tenant } => {
-            let list = client.security_groups(&TenantQuery { tenant }).await?;
+            let list = client.of::<SecurityGroup>().within(tenant.as_deref()).all().await?;
             output.emit(&list, |list| table(&list.items, output))
         }
         Verb::Show { group } => {
-            let view = client.security_group(&group.name, &group.query).await?;
+            let view = client.of::<SecurityGroup>().within(group.query.tenant.as_deref()).get(&group.name).await?;
             output.emit(&view, |group| rules_table(group, output))
         }
         Verb::SetRules { group, rules, none: _ } => {
-            let changed = client.set_security_rules(&group.name, &group.query, &SetSecurityRules { rules }).await?;
+            let changed = client
+                .of::<SecurityGroup>()
+                .within(group.query.tenant.as_deref())
+                .patch(&group.name, &serde_json::json!({"rules": SetSecurityRules { rules }.rules}))
+                .await?;
             output.emit(&changed, |group| rules_table(group, output))
         }
-        Verb::Rm { group } => Ok(client.remove_security_group(&group.name, &group.query).await?),
+        Verb::Rm { group } => Ok(client
+            .of::<SecurityGroup>()
+            .within(group.query.tenant.as_deref())
+            .remove(&group.name)
+            .await
+            .map(drop)?),
     }
 }
 

@@ -6,11 +6,13 @@ use super::output::{Columns, Output, cell};
 use super::show;
 use clap::Subcommand;
 use drover_api::v1::{CreateTenant, TenantView};
+use drover_model::TenantName;
+use drover_model::intent::Tenant;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Create a tenant
-    Create { tenant: String },
+    Create { tenant: TenantName },
     /// List tenants
     Ls,
     /// Remove a tenant that has no vms
@@ -21,18 +23,21 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     let (client, output) = (&context.client, context.output);
     match verb {
         Verb::Create { tenant } => {
-            let created = client.create_tenant(&CreateTenant { id: tenant }).await?;
+            let created = client
+                .of::<Tenant>()
+                .create(&CreateTenant { name: tenant, labels: Default::default(), quota: Default::default() })
+                .await?;
             output.emit(&created, |tenant| table(std::slice::from_ref(tenant), output))
         }
-        Verb::Ls => output.emit(&client.tenants().await?, |list| table(&list.items, output)),
-        Verb::Rm { tenant } => Ok(client.remove_tenant(&tenant).await?),
+        Verb::Ls => output.emit(&client.of::<Tenant>().all().await?, |list| table(&list.items, output)),
+        Verb::Rm { tenant } => Ok(client.of::<Tenant>().remove(&tenant).await.map(drop)?),
     }
 }
 
 fn table(tenants: &[TenantView], output: Output) -> String {
     let mut columns = Columns::new(output, &["TENANT", "CREATED"]);
     for tenant in tenants {
-        columns.row([cell(&tenant.id), cell(show::time(tenant.created_at_ms))]);
+        columns.row([cell(&tenant.name), cell(show::time(tenant.created_at.0))]);
     }
     columns.text()
 }

@@ -6,6 +6,7 @@ use super::output::{Columns, Output, cell, properties};
 use super::show::{self, or_nothing};
 use clap::{Args, Subcommand};
 use drover_api::v1::{CreateToken, RoleName, TokenView};
+use drover_model::intent::ApiToken;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,8 +44,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     let (client, output) = (&context.client, context.output);
     match verb {
         Verb::Create(create) => create_token(context, create).await,
-        Verb::Ls => output.emit(&client.tokens().await?, |list| table(&list.items, output)),
-        Verb::Rm { token } => Ok(client.remove_token(&token).await?),
+        Verb::Ls => output.emit(&client.of::<ApiToken>().all().await?, |list| table(&list.items, output)),
+        Verb::Rm { token } => Ok(client.of::<ApiToken>().remove(&token).await.map(drop)?),
     }
 }
 

@@ -1,6 +1,13 @@
 //! Values as they are typed: `30s`, `512M`, `key=value`.
 
+use super::Failure;
+use drover_model::{BadName, TenantName};
 use std::time::Duration;
+
+/// A tenant's name, where one is given.
+pub fn tenant(text: Option<&str>) -> Result<Option<TenantName>, Failure> {
+    text.map(|text| text.parse().map_err(|error: BadName| Failure::Usage(error.to_string()))).transpose()
+}
 
 /// `90`, `90s`, `15m`, `12h` or `7d`; a bare number is seconds.
 pub fn span(text: &str) -> Result<Duration, String> {

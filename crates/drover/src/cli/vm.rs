@@ -8,7 +8,10 @@ use super::wait::{Look, Wait, until};
 use super::{Failure, console, now_ms};
 use clap::{Args, Subcommand};
 use drover_api::client::{ApiError, Client};
-use drover_api::v1::{CreateVm, ForecastQuery, MeasureVm, MigrateVm, SetSecurityGroups, VmListQuery, VmQuery, VmView};
+use drover_api::v1::{
+    CreateVm, ForecastQuery, ListQuery, MeasureVm, MigrateVm, SetSecurityGroups, TenantQuery, VmView,
+};
+use drover_model::intent::Vm;
 use drover_model::migration::Method;
 use std::ops::RangeInclusive;
 
@@ -143,7 +146,7 @@ pub struct Create {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmRef {
     pub vm: String,
-    pub query: VmQuery,
+    pub query: TenantQuery,
 }
 
 impl std::str::FromStr for VmRef {
@@ -157,7 +160,7 @@ impl std::str::FromStr for VmRef {
         if vm.is_empty() || vm.contains('/') || tenant.is_some_and(str::is_empty) {
             return Err(format!("{text:?} names no vm: write its id, its name, or TENANT/NAME"));
         }
-        Ok(Self { vm: vm.to_owned(), query: VmQuery { tenant: tenant.map(str::to_owned) } })
+        Ok(Self { vm: vm.to_owned(), query: TenantQuery { tenant: tenant.map(str::to_owned) } })
     }
 }
 
@@ -166,10 +169,13 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Create(create) => create_vm(client, output, *create).await,
         Verb::Ls { tenant, host } => {
-            let list = client.vms(&VmListQuery { tenant, host }).await?;
+            let list = client.of::<Vm>().list(&ListQuery { tenant, host, ..ListQuery::default() }).await?;
             output.emit(&list, |list| table(&list.items, output))
         }
-        Verb::Show { vm } => output.emit(&client.vm(&vm.vm, &vm.query).await?, |vm| describe(vm, now_ms())),
+        Verb::Show { vm } => output
+            .emit(&client.of::<Vm>().within(vm.query.tenant.as_deref()).get(&vm.vm).await?, |vm| {
+                describe(vm, now_ms())
+            }),
         Verb::Start { vm, wait } => {
             let view = client.start_vm(&vm.vm, &vm.query).await?;
             let view = if wait.wait { wait_for_phase(client, &wait, view, "running").await? } else { view };
@@ -181,8 +187,8 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             emit_changed(output, &view)
         }
         Verb::Rm { vm, wait } => {
-            let view = client.remove_vm(&vm.vm, &vm.query).await?;
-            if wait.wait {
+            let view = client.of::<Vm>().within(vm.query.tenant.as_deref()).remove(&vm.vm).await?;
+            if let Some(view) = view.filter(|_| wait.wait) {
                 wait_until_gone(client, &wait, &view).await?;
             }
             Ok(())
@@ -234,8 +240,9 @@ async fn create_vm(client: &Client, output: Output, create: Create) -> Result<()
         pinned_to: create.pin,
         cpu_reserved_millis: create.cpu_reserved,
         guest_args: create.args.into_iter().collect(),
+        labels: Default::default(),
     };
-    let mut view = keyed.create_vm(&ask).await?;
+    let mut view = keyed.of::<Vm>().create(&ask).await?;
     if create.wait.wait {
         view = wait_for_phase(client, &create.wait, view, "running").await?;
     }
@@ -246,7 +253,7 @@ async fn wait_for_phase(client: &Client, wait: &Wait, vm: VmView, phase: &str) -
     let id = vm.id.as_str();
     let look = format!("drover vm show {id}");
     until(&wait.limit, &format!("{} becoming {phase}", vm.name), &look, async || {
-        let view = client.vm(id, &VmQuery::default()).await?;
+        let view = client.of::<Vm>().get(id).await?;
         if view.phase == phase {
             return Ok(Look::Done(view));
         }
@@ -262,7 +269,7 @@ async fn wait_for_dirty_rate(client: &Client, wait: &Wait, asked: VmView) -> Res
     let look = format!("drover vm show {id}");
     let mut last = dirty_bytes_s(&asked);
     until(&wait.limit, &format!("measuring {}", asked.name), &look, async || {
-        let view = client.vm(id, &VmQuery::default()).await?;
+        let view = client.of::<Vm>().get(id).await?;
         if measured_anew(&mut last, dirty_bytes_s(&view)) {
             return Ok(Look::Done(view));
         }
@@ -290,7 +297,7 @@ fn measured_anew(last: &mut Option<u64>, now: Option<u64>) -> bool {
 async fn wait_until_gone(client: &Client, wait: &Wait, vm: &VmView) -> Result<(), Failure> {
     let look = format!("drover vm show {}", vm.id);
     until(&wait.limit, &format!("removing {}", vm.name), &look, async || {
-        match client.vm(vm.id.as_str(), &VmQuery::default()).await {
+        match client.of::<Vm>().get(vm.id.as_str()).await {
             Ok(view) => Ok(Look::going(format!("{} is {}", view.name, view.phase))),
             Err(ApiError::Problem(problem)) if problem.status == 404 => Ok(Look::Done(())),
             Err(error) => Err(error.into()),

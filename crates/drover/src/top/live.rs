@@ -2,8 +2,10 @@
 
 use super::{Snapshot, View, render};
 use drover_api::client::{ApiError, Client};
-use drover_api::v1::{EventQuery, VmListQuery};
+use drover_api::v1::EventQuery;
 use drover_model::EventSeq;
+use drover_model::intent::{Host, Vm};
+use drover_model::migration::MigrationRecord;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
@@ -75,12 +77,11 @@ async fn follow(
 /// Brings everything up to date. Parts that the token may not see are left out.
 pub async fn refresh(client: &Client, snapshot: &mut Snapshot) -> Result<(), ApiError> {
     let after = snapshot.events.last().map(|event| event.seq);
-    let all_vms = VmListQuery::default();
     let (cluster, hosts, vms, migrations, events) = tokio::join!(
         client.cluster(),
-        client.hosts(),
-        client.vms(&all_vms),
-        client.migrations(),
+        client.of::<Host>().all(),
+        client.of::<Vm>().all(),
+        client.of::<MigrationRecord>().all(),
         new_events(client, after),
     );
     snapshot.cluster = if_allowed(cluster)?;

@@ -11,7 +11,9 @@ use crate::vms::{self, LabVm};
 use anyhow::{Context, Result, ensure};
 use drover_api::v1::{EventQuery, EventView, MigrationView};
 use drover_model::event::Severity;
+use drover_model::intent::Host;
 use drover_model::migration::Method;
+use drover_model::migration::MigrationRecord;
 use drover_model::{EventSeq, HostId, MigrationId};
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -166,7 +168,7 @@ impl Account {
         }
         let events = warnings_since(lab, vm, held.migration, last_event).await.unwrap_or_default();
         self.report.said = events.iter().map(|event| format!("{}: {}", event.kind, event.text)).collect();
-        let ended = cluster.client().migration(held.migration).await.ok();
+        let ended = cluster.client().of::<MigrationRecord>().get(&held.migration.to_string()).await.ok();
         self.report.migration = ended.as_ref().map(|view| view.phase.clone());
         settled?;
         self.report.exactly_once = reboots <= 1;
@@ -241,7 +243,7 @@ impl Account {
         until(MOVED_AGAIN_WITHIN, POLL, async || is_settled(lab, vm, watch, again).await)
             .await
             .context("a later move does not end")?;
-        let view = lab.cluster.client().migration(again).await?;
+        let view = lab.cluster.client().of::<MigrationRecord>().get(&again.to_string()).await?;
         ensure!(view.phase == "done", "a later move ended as {}: {:?}", view.phase, view.why);
         let stats = verify_guest(vm.address).await?;
         ensure!(Some(stats.boot_id) == boot && stats.errors == 0, "a later move did not bring its memory along");
@@ -261,12 +263,16 @@ async fn ends(lab: &Lab, vm: &LabVm) -> Result<Ends> {
 /// The migration is over, every host is up, and the vm runs as one process where the store says it does.
 async fn is_settled(lab: &Lab, vm: &LabVm, watch: &Watch, id: MigrationId) -> Result<(), String> {
     let client = lab.cluster.client();
-    let migration = client.migration(id).await.map_err(|error| format!("the server does not answer: {error}"))?;
+    let migration = client
+        .of::<MigrationRecord>()
+        .get(&id.to_string())
+        .await
+        .map_err(|error| format!("the server does not answer: {error}"))?;
     if !migration.over {
         return Err(format!("migration {id} is still {}", migration.phase));
     }
     for host in lab.cluster.hosts() {
-        let view = client.host(host.as_str()).await.map_err(|error| error.to_string())?;
+        let view = client.of::<Host>().get(host.as_str()).await.map_err(|error| error.to_string())?;
         if !view.connected {
             return Err(format!("{host} is not connected"));
         }
@@ -310,7 +316,8 @@ async fn nothing_left_over(lab: &Lab, vm: &LabVm) -> Result<(), String> {
         if dir.exists() != here {
             return Err(format!("{} directory on {host}", count(here)));
         }
-        let promised = client.host(host.as_str()).await.map_err(|error| error.to_string())?.memory_promised_mib;
+        let promised =
+            client.of::<Host>().get(host.as_str()).await.map_err(|error| error.to_string())?.memory_promised_mib;
         if promised != if here { view.memory_mib } else { 0 } {
             return Err(format!("{host} has {promised} MiB promised to vms"));
         }

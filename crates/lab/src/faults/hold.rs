@@ -20,8 +20,9 @@ use crate::limits::POLL;
 use crate::process::{self, Daemon};
 use crate::vms::{self, LabVm};
 use anyhow::{Context, Result, bail, ensure};
-use drover_api::v1::{MigrateVm, VmQuery};
+use drover_api::v1::{MigrateVm, TenantQuery};
 use drover_model::migration::Method;
+use drover_model::migration::MigrationRecord;
 use drover_model::{HostId, MigrationId};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -109,7 +110,7 @@ pub async fn set_bandwidth(cluster: &Cluster, bytes_s: Option<u64>) -> Result<()
 
 pub async fn migrate(cluster: &Cluster, ends: &Ends, method: Method) -> Result<MigrationId> {
     let ask = MigrateVm { to: Some(ends.to.to_string()), method: Some(method) };
-    let asked = cluster.client().migrate_vm(ends.vm.as_str(), &VmQuery::default(), &ask).await;
+    let asked = cluster.client().migrate_vm(ends.vm.as_str(), &TenantQuery::default(), &ask).await;
     Ok(asked.with_context(|| format!("can't migrate from {} to {}", ends.from, ends.to))?.id)
 }
 
@@ -121,14 +122,14 @@ async fn reserve(cluster: &Cluster, ends: &Ends) -> Result<Held> {
         until(STARTED_WITHIN, OFTEN, async || qemu_is_at(cluster, ends, &ends.to)).await?;
         held.freeze(&agent)?;
         tokio::time::sleep(RESERVED_FOR).await;
-        let phase = client.migration(held.migration).await?.phase;
+        let phase = client.of::<MigrationRecord>().get(&held.migration.to_string()).await?.phase;
         if phase == "reserved" {
             return Ok(held);
         }
         // Too late: it goes its way, unwound.
         held.let_go()?;
         client.cancel_migration(held.migration).await?;
-        let over = async || match client.migration(held.migration).await {
+        let over = async || match client.of::<MigrationRecord>().get(&held.migration.to_string()).await {
             Ok(view) if view.over => Ok(()),
             other => Err(format!("migration {} is not over: {:?}", held.migration, other.map(|view| view.phase))),
         };
@@ -151,7 +152,12 @@ async fn pre_copy(cluster: &Cluster, ends: &Ends) -> Result<Held> {
 async fn post_copy(cluster: &Cluster, ends: &Ends, watch: &Watch) -> Result<Held> {
     let migration = migrate(cluster, ends, Method::PostCopy).await?;
     until(POST_COPY_WITHIN, OFTEN, async || {
-        let view = cluster.client().migration(migration).await.map_err(|error| error.to_string())?;
+        let view = cluster
+            .client()
+            .of::<MigrationRecord>()
+            .get(&migration.to_string())
+            .await
+            .map_err(|error| error.to_string())?;
         if view.stage == "post-copy" && watch.executes(&ends.to) {
             return Ok(());
         }
@@ -162,7 +168,12 @@ async fn post_copy(cluster: &Cluster, ends: &Ends, watch: &Watch) -> Result<Held
 }
 
 async fn copied(cluster: &Cluster, migration: MigrationId, bytes: u64) -> Result<(), String> {
-    let view = cluster.client().migration(migration).await.map_err(|error| error.to_string())?;
+    let view = cluster
+        .client()
+        .of::<MigrationRecord>()
+        .get(&migration.to_string())
+        .await
+        .map_err(|error| error.to_string())?;
     match view.progress {
         Some(progress) if view.phase == "pre-copy" && progress.transferred_bytes >= bytes => Ok(()),
         progress => Err(format!("migration {migration} is {}, and has come to {progress:?}", view.phase)),
@@ -189,7 +200,14 @@ async fn commit(cluster: &Cluster, ends: &Ends, watch: &Watch) -> Result<Held> {
     held.thaw(&cluster.server()?)?;
     let client = cluster.client();
     until(COMMITTED_WITHIN, OFTEN, async || {
-        match client.migration(held.migration).await.map_err(|error| error.to_string())?.phase.as_str() {
+        match client
+            .of::<MigrationRecord>()
+            .get(&held.migration.to_string())
+            .await
+            .map_err(|error| error.to_string())?
+            .phase
+            .as_str()
+        {
             "committed" => Ok(()),
             other => Err(format!("the server has not committed: it is {other}")),
         }

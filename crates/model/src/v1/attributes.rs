@@ -40,29 +40,6 @@ pub struct BadAttributes {
 }
 
 impl HostAttributes {
-    const KEYS: &'static [&'static str] =
-        &["rack", "zone", "labels", "disk_mib", "link_bytes_s", "power_curve_watts", "power_cycle_price_micro"];
-
-    /// These changed by a JSON merge patch (RFC 7396); `null` takes back what was said.
-    pub fn patched(&self, patch: &serde_json::Value) -> Result<Self, serde_json::Error> {
-        let serde_json::Value::Object(changes) = patch else {
-            return Err(serde::de::Error::custom("a merge patch is a JSON object, e.g. {\"rack\": \"r1\"}"));
-        };
-        let mut whole = serde_json::to_value(self)?;
-        let keys = whole.as_object_mut().expect("a struct serialises to an object");
-        for (key, value) in changes {
-            // They are part of the host's view, which a patch of other keys can't change.
-            if !Self::KEYS.contains(&key.as_str()) {
-                return Err(serde::de::Error::unknown_field(key, Self::KEYS));
-            }
-            match value {
-                serde_json::Value::Null => drop(keys.remove(key)),
-                value => drop(keys.insert(key.clone(), value.clone())),
-            }
-        }
-        serde_json::from_value(whole)
-    }
-
     /// As the model has them, if every name is one.
     pub fn checked(&self) -> Result<ModelAttributes, BadAttributes> {
         fn name<T: std::str::FromStr<Err = BadName>>(field: &'static str, text: &str) -> Result<T, BadAttributes> {

@@ -1,8 +1,9 @@
 //! Hosts.
 
 use super::{HostAttributes, schema};
-use crate::intent::PowerIntent;
+use crate::intent::{Host, PowerIntent};
 use crate::inventory::{Accelerator, Capacity, HostFacts};
+use crate::kind::{Access, Exposed, Fixed, Kind, Owner};
 use crate::load::HostSample;
 use crate::plan::Heat;
 use crate::world::HostState;
@@ -12,6 +13,32 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use utoipa::ToSchema;
+
+impl Kind for Host {
+    const NAME: &'static str = "host";
+    type Key = HostId;
+
+    fn key(&self) -> HostId {
+        self.id.clone()
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Cluster
+    }
+}
+
+impl Exposed for Host {
+    const TITLE: &'static str = "host";
+    const PLURAL: &'static str = "hosts";
+    const TAG: &'static str = "hosts";
+    const ACCESS: Access = Access::OPERATORS;
+    /// A host comes about by joining.
+    type Create = Fixed;
+    type View = HostView;
+    type Settings = HostAttributes;
+    const CREATABLE: bool = false;
+    const STATES: &'static [&'static str] = schema::HOST_STATES;
+}
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HostView {

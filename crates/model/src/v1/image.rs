@@ -1,6 +1,7 @@
 //! Images. Their files are uploaded one by one into a staging area, then registered together.
 
 use crate::intent::{Image, ImageFile};
+use crate::kind::{Access, Audience, Exposed, Kind, Labels, Owner};
 use crate::{ImageId, Revision};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -21,6 +22,8 @@ pub struct ImageView {
     pub disk: Option<ImageFileView>,
     /// Kernel command line, before what drover adds for the vm.
     pub cmdline: String,
+    #[serde(default)]
+    pub labels: Labels,
 }
 
 impl ImageView {
@@ -34,8 +37,39 @@ impl ImageView {
             initrd: file(&image.initrd),
             disk: file(&image.disk),
             cmdline: image.cmdline.clone(),
+            labels: image.labels.clone(),
         }
     }
+}
+
+impl Kind for Image {
+    const NAME: &'static str = "image";
+    type Key = ImageId;
+
+    fn key(&self) -> ImageId {
+        self.id.clone()
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Cluster
+    }
+
+    fn labels(&self) -> Option<&Labels> {
+        Some(&self.labels)
+    }
+}
+
+impl Exposed for Image {
+    const TITLE: &'static str = "image";
+    const PLURAL: &'static str = "images";
+    const TAG: &'static str = "images";
+    const ACCESS: Access = Access { read: Audience::Everyone, write: Audience::Operators };
+    type Create = CreateImage;
+    type View = ImageView;
+    type Settings = super::OnlyLabels;
+    /// Its files are uploaded first, and go when it goes.
+    const CREATABLE: bool = false;
+    const REMOVABLE: bool = false;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -113,6 +147,8 @@ pub struct CreateImage {
     pub cmdline: String,
     /// What was staged under this name and belongs to the image: a kernel, a disk, or both.
     pub files: Vec<ImagePart>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 impl CreateImage {

@@ -2,13 +2,12 @@
 
 use super::schema;
 use crate::intent::Vm;
+use crate::kind::{Access, Audience, Exposed, Fixed, Kind, Owner};
 use crate::migration::{
     Interval, Method, MigrationPhase, MigrationProgress, MigrationRecord, MigrationReport, Prediction, Priority,
     Strategy,
 };
-use crate::{
-    Bytes, Generation, HostId, MigrationId, Millis, PlanId, Revision, TenantName, TimeMs, VmId, VmName,
-};
+use crate::{Bytes, Generation, HostId, MigrationId, Millis, PlanId, Revision, TenantName, TimeMs, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -77,6 +76,36 @@ pub struct MigrationNow<'a> {
     pub finish_eta: Option<TimeMs>,
     pub waits_for: Option<&'a str>,
     pub recoveries: u32,
+}
+
+impl Kind for MigrationRecord {
+    const NAME: &'static str = "migration";
+    type Key = MigrationId;
+
+    fn key(&self) -> MigrationId {
+        self.id
+    }
+
+    /// Its vm's owner may see it, too: `control` looks that up.
+    fn owner(&self) -> Owner<'_> {
+        Owner::Cluster
+    }
+}
+
+impl Exposed for MigrationRecord {
+    const TITLE: &'static str = "migration";
+    const PLURAL: &'static str = "migrations";
+    const TAG: &'static str = "migrations";
+    const ACCESS: Access = Access { read: Audience::Owner, write: Audience::Operators };
+    /// They come about when vms move.
+    type Create = Fixed;
+    type View = MigrationView;
+    type Settings = Fixed;
+    const NEWEST_FIRST: bool = true;
+    const CREATABLE: bool = false;
+    const PATCHABLE: bool = false;
+    const REMOVABLE: bool = false;
+    const STATES: &'static [&'static str] = schema::MIGRATION_PHASES;
 }
 
 impl MigrationView {

@@ -34,16 +34,16 @@
 //! | `PUT /v1/images/{image}/files/{part}` | raw bytes; part: [`ImagePart`] | 200 [`StagedFile`] | operator |
 //! | `POST /v1/images` | [`CreateImage`], of the files staged before | 201 [`ImageView`] | operator |
 //! | `DELETE /v1/images/{image}` | | 204 | operator |
-//! | `GET /v1/vms` | [`VmListQuery`] | 200 [`List`]`<`[`VmView`]`>` | any token, own tenant's |
+//! | `GET /v1/vms` | [`ListQuery`] | 200 [`List`]`<`[`VmView`]`>` | any token, own tenant's |
 //! | `POST /v1/vms` | [`CreateVm`] | 201 [`VmView`] | any token |
-//! | `GET /v1/vms/{vm}` | [`VmQuery`] | 200 [`VmView`] | any token, own tenant's |
-//! | `DELETE /v1/vms/{vm}` | [`VmQuery`] | 202 [`VmView`]; gone once its host has let go | same |
-//! | `POST /v1/vms/{vm}/start` | [`VmQuery`] | 202 [`VmView`] | same |
-//! | `POST /v1/vms/{vm}/stop` | [`VmQuery`] | 202 [`VmView`] | same |
-//! | `POST /v1/vms/{vm}/migrate` | [`MigrateVm`], [`VmQuery`] | 202 [`MigrationView`] | operator |
-//! | `POST /v1/vms/{vm}/measure` | [`MeasureVm`], [`VmQuery`] | 202 [`VmView`]; its load has the result later | any token, own tenant's |
-//! | `PUT /v1/vms/{vm}/security-groups` | [`SetSecurityGroups`], [`VmQuery`] | 200 [`VmView`] | any token, own tenant's |
-//! | `GET /v1/vms/{vm}/console` | [`VmQuery`] | WebSocket, binary frames both ways, at most [`CONSOLE_FRAME_MAX`] bytes each | any token, own tenant's |
+//! | `GET /v1/vms/{vm}` | [`TenantQuery`] | 200 [`VmView`] | any token, own tenant's |
+//! | `DELETE /v1/vms/{vm}` | [`TenantQuery`] | 202 [`VmView`]; gone once its host has let go | same |
+//! | `POST /v1/vms/{vm}/start` | [`TenantQuery`] | 202 [`VmView`] | same |
+//! | `POST /v1/vms/{vm}/stop` | [`TenantQuery`] | 202 [`VmView`] | same |
+//! | `POST /v1/vms/{vm}/migrate` | [`MigrateVm`], [`TenantQuery`] | 202 [`MigrationView`] | operator |
+//! | `POST /v1/vms/{vm}/measure` | [`MeasureVm`], [`TenantQuery`] | 202 [`VmView`]; its load has the result later | any token, own tenant's |
+//! | `PUT /v1/vms/{vm}/security-groups` | [`SetSecurityGroups`], [`TenantQuery`] | 200 [`VmView`] | any token, own tenant's |
+//! | `GET /v1/vms/{vm}/console` | [`TenantQuery`] | WebSocket, binary frames both ways, at most [`CONSOLE_FRAME_MAX`] bytes each | any token, own tenant's |
 //! | `GET /v1/networks` | [`TenantQuery`] | 200 [`List`]`<`[`NetworkView`]`>` | any token, own tenant's |
 //! | `POST /v1/networks` | [`CreateNetwork`] | 201 [`NetworkView`] | any token |
 //! | `GET /v1/networks/{network}` | [`TenantQuery`] | 200 [`NetworkView`] | any token, own tenant's |
@@ -114,7 +114,7 @@ pub use tenant::*;
 pub use vm::*;
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// Header that makes a POST repeatable; 1 to [`IDEMPOTENCY_KEY_MAX`] visible ASCII characters.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -129,16 +129,64 @@ pub const CONSOLE_FRAME_MAX: usize = 16 << 10;
 /// Media type of a JSON merge patch (RFC 7396).
 pub const MERGE_PATCH: &str = "application/merge-patch+json";
 
-/// Everything there is, in one piece: drover keeps few enough of each kind.
+/// Objects of one kind, in the order of their keys (plans and migrations: newest first); a page of them where there are
+/// many.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct List<T> {
     pub items: Vec<T>,
+    /// Where the next page begins: the `cursor` of the next request. Absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 impl<T> FromIterator<T> for List<T> {
     fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
-        Self { items: items.into_iter().collect() }
+        Self { items: items.into_iter().collect(), next: None }
     }
+}
+
+/// Which objects of a kind, and how many at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// At most so many; 500 when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(minimum = 1, maximum = 1000)]
+    pub limit: Option<usize>,
+    /// `next` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Only this tenant's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Only those that are called this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Only those in this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Only those with these labels: `env=prod,tier`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Only those on this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+}
+
+impl ListQuery {
+    pub const LIMIT_DEFAULT: usize = 500;
+    pub const LIMIT_MAX: usize = 1_000;
+}
+
+/// Whose object, when an operator names it by a name that several tenants use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct TenantQuery {
+    /// Only this tenant's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
 }
 
 #[cfg(test)]

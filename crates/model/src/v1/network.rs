@@ -1,21 +1,13 @@
 //! Overlay networks, security groups, and ports of hosts on networks.
 
 use super::schema;
+use crate::intent::{Host, Tenant};
+use crate::kind::{Access, Exposed, Kind, Labels, ObjectKey, Owned, Owner, Versioned};
 use crate::network::{self, Direction, Network, Port, Protocol, Remote, Subnet};
 use crate::{HostId, NetworkId, NetworkName, PortId, Revision, SecurityGroupId, TenantName};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr};
-use utoipa::{IntoParams, ToSchema};
-
-/// Whose: where an operator names by a name that several tenants use, and to list one tenant's only.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct TenantQuery {
-    /// Only this tenant's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tenant: Option<String>,
-}
+use utoipa::ToSchema;
 
 /// A tenant's own network, laid over the hosts'. Two tenants may use the same addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -41,6 +33,8 @@ pub struct NetworkView {
     /// Largest packet of a guest, in bytes.
     pub mtu: u16,
     pub created_at_ms: u64,
+    #[serde(default)]
+    pub labels: Labels,
     pub vms: u64,
     pub ports: u64,
     /// How far the hosts that have it, or are about to, have set it up; for operators, and of one network only.
@@ -61,6 +55,7 @@ impl NetworkView {
             dns: network.dns.clone(),
             mtu: network.mtu,
             created_at_ms: network.created_at.0,
+            labels: network.labels.clone(),
             vms: 0,
             ports: 0,
             hosts: None,
@@ -84,26 +79,31 @@ pub struct NetworkHostView {
     pub error: Option<String>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateNetwork {
-    /// Unique within the tenant; 1 to 63 lower-case letters, digits and hyphens.
-    pub name: String,
+    /// Unique within the tenant.
+    pub name: NetworkName,
     /// Operators must say whose it is; a tenant's own token may leave it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tenant: Option<String>,
+    pub tenant: Option<TenantName>,
     /// IPv4, e.g. `10.1.0.0/16`; a prefix of 8 to 30.
-    pub subnet: String,
+    #[schema(value_type = String)]
+    pub subnet: Subnet,
     /// An address of the subnet that guests are told as their default route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub router: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub router: Option<Ipv4Addr>,
     /// At most 4 name servers that guests are told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub dns: Vec<String>,
+    #[schema(value_type = Vec<String>)]
+    pub dns: Vec<Ipv4Addr>,
     /// Largest packet of a guest; 1450 when left out, which fits hosts' networks of 1500.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 576, maximum = 8950)]
     pub mtu: Option<u16>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// What may reach the vms of the group, and what they may reach. Replies always pass.
@@ -117,6 +117,8 @@ pub struct SecurityGroupView {
     pub revision: Revision,
     pub rules: Vec<SecurityRule>,
     pub created_at_ms: u64,
+    #[serde(default)]
+    pub labels: Labels,
     /// How many are in it.
     pub vms: u64,
 }
@@ -130,6 +132,7 @@ impl SecurityGroupView {
             revision,
             rules: group.rules.iter().map(SecurityRule::from).collect(),
             created_at_ms: group.created_at.0,
+            labels: group.labels.clone(),
             vms: 0,
         }
     }
@@ -202,17 +205,19 @@ impl TryFrom<&SecurityRule> for network::SecurityRule {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSecurityGroup {
-    /// Unique within the tenant; 1 to 63 lower-case letters, digits and hyphens.
-    pub name: String,
+    /// Unique within the tenant.
+    pub name: SecurityGroupId,
     /// Operators must say whose it is; a tenant's own token may leave it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tenant: Option<String>,
+    pub tenant: Option<TenantName>,
     /// At most 64; nothing reaches the vms of a group without rules.
     #[serde(default)]
     pub rules: Vec<SecurityRule>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// Replaces all rules of a group.
@@ -231,51 +236,20 @@ pub struct SetSecurityGroups {
     pub security_groups: Vec<String>,
 }
 
-/// An interface of a host on an overlay network: how what is not a vm reaches the vms of it.
+/// A port as it is shown.
+pub type PortView = Versioned<Port>;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PortView {
-    #[schema(value_type = String)]
-    pub name: PortId,
-    #[schema(value_type = u64)]
-    pub revision: Revision,
-    #[schema(value_type = String)]
-    pub network: NetworkId,
-    #[schema(value_type = String)]
-    pub host: HostId,
-    /// Its name on the host.
-    pub interface: String,
-    pub mac: String,
-    #[schema(value_type = String)]
-    pub address: Ipv4Addr,
-    pub created_at_ms: u64,
-}
-
-impl PortView {
-    pub fn new(port: &Port, revision: Revision) -> Self {
-        Self {
-            name: port.id.clone(),
-            revision,
-            network: port.network.clone(),
-            host: port.host.clone(),
-            interface: port.interface.clone(),
-            mac: port.mac.clone(),
-            address: port.address,
-            created_at_ms: port.created_at.0,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreatePort {
-    /// Unique in the cluster; 1 to 63 lower-case letters, digits and hyphens.
-    pub name: String,
+    /// Unique in the cluster.
+    pub name: PortId,
     /// By its id, or by its name with `tenant`.
     pub network: String,
     /// Whose network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tenant: Option<String>,
-    pub host: String,
+    pub tenant: Option<TenantName>,
+    pub host: HostId,
     /// Its name on the host: at most 15 lower-case letters, digits, hyphens and underscores.
     pub interface: String,
     /// Derived from the name when left out.
@@ -283,7 +257,136 @@ pub struct CreatePort {
     pub mac: Option<String>,
     /// The lowest free one when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub address: Option<Ipv4Addr>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+}
+
+/// What `PATCH` changes of a network or a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OnlyLabels {
+    #[serde(default)]
+    pub labels: Labels,
+}
+
+/// What `PATCH` changes of a security group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecurityGroupSettings {
+    #[serde(default)]
+    pub labels: Labels,
+    /// All of them: at most 64.
+    pub rules: Vec<SecurityRule>,
+}
+
+impl Kind for Network {
+    const NAME: &'static str = "network";
+    type Key = NetworkId;
+
+    fn key(&self) -> NetworkId {
+        self.id.clone()
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Tenant(&self.tenant)
+    }
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn labels(&self) -> Option<&Labels> {
+        Some(&self.labels)
+    }
+
+    fn references(&self) -> Vec<ObjectKey> {
+        vec![ObjectKey::of::<Tenant>(&self.tenant)]
+    }
+}
+
+impl Exposed for Network {
+    const TITLE: &'static str = "network";
+    const PLURAL: &'static str = "networks";
+    const TAG: &'static str = "networks";
+    const ACCESS: Access = Access::OWNER;
+    type Create = CreateNetwork;
+    type View = NetworkView;
+    type Settings = OnlyLabels;
+}
+
+impl Kind for network::SecurityGroup {
+    const NAME: &'static str = "security-group";
+    type Key = Owned<SecurityGroupId>;
+
+    fn key(&self) -> Self::Key {
+        Owned { tenant: self.tenant.clone(), name: self.id.clone() }
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Tenant(&self.tenant)
+    }
+
+    fn name(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn labels(&self) -> Option<&Labels> {
+        Some(&self.labels)
+    }
+
+    /// Its tenant, and the other groups that its rules name.
+    fn references(&self) -> Vec<ObjectKey> {
+        let named = self.rules.iter().filter_map(|rule| match &rule.remote {
+            Remote::Group { group } if *group != self.id => {
+                Some(ObjectKey::of::<Self>(&Owned { tenant: self.tenant.clone(), name: group.clone() }))
+            }
+            Remote::Group { .. } | Remote::Any | Remote::Subnet { .. } => None,
+        });
+        named.chain([ObjectKey::of::<Tenant>(&self.tenant)]).collect()
+    }
+}
+
+impl Exposed for network::SecurityGroup {
+    const TITLE: &'static str = "security group";
+    const PLURAL: &'static str = "security-groups";
+    const TAG: &'static str = "networks";
+    const ACCESS: Access = Access::OWNER;
+    type Create = CreateSecurityGroup;
+    type View = SecurityGroupView;
+    type Settings = SecurityGroupSettings;
+}
+
+impl Kind for Port {
+    const NAME: &'static str = "port";
+    type Key = PortId;
+
+    fn key(&self) -> PortId {
+        self.id.clone()
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Cluster
+    }
+
+    fn labels(&self) -> Option<&Labels> {
+        Some(&self.labels)
+    }
+
+    fn references(&self) -> Vec<ObjectKey> {
+        vec![ObjectKey::of::<Network>(&self.network), ObjectKey::of::<Host>(&self.host)]
+    }
+}
+
+impl Exposed for Port {
+    const TITLE: &'static str = "port";
+    const PLURAL: &'static str = "ports";
+    const TAG: &'static str = "networks";
+    const ACCESS: Access = Access::OPERATORS;
+    type Create = CreatePort;
+    type View = PortView;
+    type Settings = OnlyLabels;
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Rules of placement: which vms stay together or apart, and on which hosts.
 
 use super::schema;
+use crate::intent::Host;
+use crate::kind::{Access, Exposed, Fixed, Kind, ObjectKey, Owner};
 use crate::placement::{HostSet, PlacementRule, RuleKind, Scope};
 use crate::{HostId, Label, RackId, Revision, RuleId, VmId, ZoneId};
 use serde::{Deserialize, Serialize};
@@ -64,7 +66,7 @@ impl PlacementRuleView {
 #[serde(deny_unknown_fields)]
 pub struct CreatePlacementRule {
     /// Unique in the cluster.
-    pub name: String,
+    pub name: RuleId,
     #[schema(schema_with = schema::rule)]
     pub rule: RuleWord,
     /// Each by its id, its name where that is unique, or `tenant/name`; at most 1000.
@@ -74,14 +76,18 @@ pub struct CreatePlacementRule {
     #[schema(schema_with = schema::optional_scope)]
     pub within: Option<Scope>,
     /// `on` and `not-on` need hosts, racks, zones or labels.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub hosts: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub racks: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub zones: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub labels: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(schema_with = schema::names)]
+    pub hosts: BTreeSet<HostId>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(schema_with = schema::names)]
+    pub racks: BTreeSet<RackId>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(schema_with = schema::names)]
+    pub zones: BTreeSet<ZoneId>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(schema_with = schema::names)]
+    pub labels: BTreeSet<Label>,
     /// `hosts-max` needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
@@ -105,6 +111,40 @@ impl CreatePlacementRule {
         ];
         given.into_iter().find(|(_, misplaced)| *misplaced).map(|(field, _)| field)
     }
+}
+
+impl Kind for PlacementRule {
+    const NAME: &'static str = "placement-rule";
+    type Key = RuleId;
+
+    fn key(&self) -> RuleId {
+        self.id.clone()
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Cluster
+    }
+
+    /// The vms are not among them: a rule outlives them.
+    fn references(&self) -> Vec<ObjectKey> {
+        match &self.kind {
+            RuleKind::On { hosts } | RuleKind::NotOn { hosts } => {
+                hosts.hosts.iter().map(ObjectKey::of::<Host>).collect()
+            }
+            RuleKind::Together { .. } | RuleKind::Apart { .. } | RuleKind::HostsMax { .. } => Vec::new(),
+        }
+    }
+}
+
+impl Exposed for PlacementRule {
+    const TITLE: &'static str = "placement rule";
+    const PLURAL: &'static str = "placement-rules";
+    const TAG: &'static str = "placement";
+    const ACCESS: Access = Access::OPERATORS;
+    type Create = CreatePlacementRule;
+    type View = PlacementRuleView;
+    type Settings = Fixed;
+    const PATCHABLE: bool = false;
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Plans: what was decided, why, what was rejected, and what became of it.
 
 use super::{HostFindingView, schema};
-use crate::plan::{
-    Action, PlanRecord, PlanState, Prediction, Rejected, Scenario, Step, StepState, Verification,
-};
+use crate::kind::{Access, Exposed, Fixed, Kind, Owner};
+use crate::plan::{Action, PlanRecord, PlanState, Prediction, Rejected, Scenario, Step, StepState, Verification};
 use crate::{Bytes, Generation, HostId, MigrationId, PlanId, Revision, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,6 +44,35 @@ pub struct PlanView {
     pub verification: Option<VerificationView>,
 }
 
+impl Kind for PlanRecord {
+    const NAME: &'static str = "plan";
+    type Key = PlanId;
+
+    fn key(&self) -> PlanId {
+        self.id
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Cluster
+    }
+}
+
+impl Exposed for PlanRecord {
+    const TITLE: &'static str = "plan";
+    const PLURAL: &'static str = "plans";
+    const TAG: &'static str = "plans";
+    const ACCESS: Access = Access::OPERATORS;
+    /// The planner makes them.
+    type Create = Fixed;
+    type View = PlanView;
+    type Settings = Fixed;
+    const NEWEST_FIRST: bool = true;
+    const CREATABLE: bool = false;
+    const PATCHABLE: bool = false;
+    const REMOVABLE: bool = false;
+    const STATES: &'static [&'static str] = schema::PLAN_STATES;
+}
+
 impl PlanView {
     pub fn new(record: &PlanRecord, revision: Revision) -> Self {
         let plan = &record.plan;
@@ -73,7 +101,8 @@ impl PlanView {
     }
 }
 
-fn plan_state_words(state: &PlanState) -> (&'static str, Option<String>) {
+/// The state's word, and its reason where it has one.
+pub fn plan_state_words(state: &PlanState) -> (&'static str, Option<String>) {
     match state {
         PlanState::Proposed => ("proposed", None),
         PlanState::Running => ("running", None),

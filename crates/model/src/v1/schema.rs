@@ -82,7 +82,6 @@ pub fn names() -> RefOr<Schema> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::v1::RuleWord;
     use crate::event::Severity;
     use crate::intent::{PowerIntent, RunIntent};
     use crate::inventory::Accelerator;
@@ -91,6 +90,7 @@ mod tests {
     use crate::placement::Scope;
     use crate::plan::{Heat, Resource, Scenario};
     use crate::policy::{Aim, Mode};
+    use crate::v1::RuleWord;
     use crate::world::HostState;
     use serde::Serialize;
     use serde::de::DeserializeOwned;

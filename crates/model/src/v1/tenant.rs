@@ -1,31 +1,109 @@
 //! Tenants and API tokens.
 
-use crate::intent::{ApiToken, Role, Tenant};
+use crate::intent::{ApiToken, JoinToken, Quota, Role, Tenant};
+use crate::kind::{Access, Exposed, Fixed, Kind, Labels, ObjectKey, Owner, Versioned};
 use crate::{Revision, TenantName, TokenId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use utoipa::ToSchema;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct TenantView {
-    #[schema(value_type = String)]
-    pub id: TenantName,
-    #[schema(value_type = u64)]
-    pub revision: Revision,
-    pub created_at_ms: u64,
-}
-
-impl TenantView {
-    pub fn new(tenant: &Tenant, revision: Revision) -> Self {
-        Self { id: tenant.id.clone(), revision, created_at_ms: tenant.created_at.0 }
-    }
-}
+/// A tenant as it is shown.
+pub type TenantView = Versioned<Tenant>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateTenant {
-    /// 1 to 63 lower-case letters, digits and hyphens.
-    pub id: String,
+    pub name: TenantName,
+    #[serde(default)]
+    pub labels: Labels,
+    #[serde(default)]
+    pub quota: Quota,
+}
+
+/// What `PATCH` changes of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantSettings {
+    #[serde(default)]
+    pub labels: Labels,
+    #[serde(default)]
+    pub quota: Quota,
+}
+
+impl Kind for Tenant {
+    const NAME: &'static str = "tenant";
+    type Key = TenantName;
+
+    fn key(&self) -> TenantName {
+        self.name.clone()
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Cluster
+    }
+
+    fn labels(&self) -> Option<&Labels> {
+        Some(&self.labels)
+    }
+}
+
+impl Exposed for Tenant {
+    const TITLE: &'static str = "tenant";
+    const PLURAL: &'static str = "tenants";
+    const TAG: &'static str = "tenants";
+    const ACCESS: Access = Access::OPERATORS;
+    type Create = CreateTenant;
+    type View = TenantView;
+    type Settings = TenantSettings;
+}
+
+impl Kind for ApiToken {
+    const NAME: &'static str = "api-token";
+    type Key = TokenId;
+
+    fn key(&self) -> TokenId {
+        self.id.clone()
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Cluster
+    }
+
+    fn references(&self) -> Vec<ObjectKey> {
+        let tenant = self.role.tenant();
+        tenant.map(ObjectKey::of::<Tenant>).into_iter().chain([secret_key(&self.secret_sha256)]).collect()
+    }
+}
+
+/// Tokens are looked up by the hash of their secret with every request.
+pub fn secret_key(sha256: &str) -> ObjectKey {
+    ObjectKey { kind: "secret-sha256".into(), id: sha256.to_owned() }
+}
+
+impl Exposed for ApiToken {
+    const TITLE: &'static str = "token";
+    const PLURAL: &'static str = "tokens";
+    const TAG: &'static str = "tenants";
+    const ACCESS: Access = Access::OPERATORS;
+    type Create = CreateToken;
+    type View = TokenView;
+    type Settings = Fixed;
+    /// Its secret is made by the server and shown once.
+    const CREATABLE: bool = false;
+    const PATCHABLE: bool = false;
+}
+
+impl Kind for JoinToken {
+    const NAME: &'static str = "join-token";
+    type Key = TokenId;
+
+    fn key(&self) -> TokenId {
+        self.id.clone()
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Cluster
+    }
 }
 
 /// Whom a token speaks for.
@@ -56,13 +134,6 @@ impl From<&Role> for RoleName {
     }
 }
 
-fn tenant_of(role: &Role) -> Option<TenantName> {
-    match role {
-        Role::Operator => None,
-        Role::Tenant { tenant } => Some(tenant.clone()),
-    }
-}
-
 /// An API token, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TokenView {
@@ -85,7 +156,7 @@ impl TokenView {
             id: token.id.clone(),
             revision,
             role: RoleName::from(&token.role),
-            tenant: tenant_of(&token.role),
+            tenant: token.role.tenant().cloned(),
             created_at_ms: token.created_at.0,
             expires_at_ms: token.expires_at.map(|at| at.0),
         }
@@ -136,6 +207,6 @@ pub struct Whoami {
 
 impl Whoami {
     pub fn new(name: impl Into<String>, role: &Role) -> Self {
-        Self { name: name.into(), role: RoleName::from(role), tenant: tenant_of(role) }
+        Self { name: name.into(), role: RoleName::from(role), tenant: role.tenant().cloned() }
     }
 }

@@ -2,16 +2,18 @@
 
 use super::schema;
 use crate::command::Command;
-use crate::intent::{Nic, RunIntent, Vm};
+use crate::intent::{Host, Image, Nic, RunIntent, Tenant, Vm};
+use crate::kind::{Access, Exposed, Fixed, Kind, Labels, ObjectKey, Owned, Owner};
 use crate::load::VmSample;
 use crate::migration::Method;
+use crate::network::{Network, SecurityGroup};
 use crate::{
     Bytes, Generation, GroupId, HostId, ImageId, MigrationId, NetworkId, NetworkName, Revision, SecurityGroupId,
     TenantName, VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VmView {
@@ -38,6 +40,8 @@ pub struct VmView {
     #[serde(default)]
     pub cpu_reserved_millis: u64,
     pub guest_args: BTreeMap<String, String>,
+    #[serde(default)]
+    pub labels: Labels,
     pub created_at_ms: u64,
     /// What its owner asked for.
     #[schema(schema_with = schema::run_intent)]
@@ -81,6 +85,7 @@ impl VmView {
             pinned_to: spec.pinned_to.clone(),
             cpu_reserved_millis: spec.cpu_reserved.0,
             guest_args: spec.guest_args.clone(),
+            labels: spec.labels.clone(),
             created_at_ms: vm.created_at.0,
             run: vm.run,
             phase: phase.to_owned(),
@@ -206,6 +211,8 @@ pub struct CreateVm {
     /// characters without spaces.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub guest_args: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 fn is_zero(count: &u64) -> bool {
@@ -221,26 +228,54 @@ impl CreateVm {
     pub const PINNED_TO_MAX: usize = 64;
 }
 
-/// A vm is named by its id or, within one tenant, by its name.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct VmQuery {
-    /// Whose vm, when an operator names it by name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tenant: Option<String>,
+impl Kind for Vm {
+    const NAME: &'static str = "vm";
+    type Key = VmId;
+
+    fn key(&self) -> VmId {
+        self.id.clone()
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner::Tenant(&self.spec.tenant)
+    }
+
+    fn name(&self) -> String {
+        self.spec.name.to_string()
+    }
+
+    fn labels(&self) -> Option<&Labels> {
+        Some(&self.spec.labels)
+    }
+
+    /// Among them the one host that may run it.
+    fn references(&self) -> Vec<ObjectKey> {
+        let spec = &self.spec;
+        let mut keys = vec![ObjectKey::of::<Tenant>(&spec.tenant), ObjectKey::of::<Image>(&spec.image)];
+        keys.extend(self.host.as_ref().map(ObjectKey::of::<Host>));
+        if let Some(nic) = &spec.nic {
+            keys.push(ObjectKey::of::<Network>(&nic.network));
+            let group = |name: &SecurityGroupId| Owned { tenant: spec.tenant.clone(), name: name.clone() };
+            keys.extend(nic.security_groups.iter().map(|name| ObjectKey::of::<SecurityGroup>(&group(name))));
+        }
+        keys
+    }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct VmListQuery {
-    /// Only this tenant's vms.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tenant: Option<String>,
-    /// Only the vms that this host has the right to run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<String>,
+impl Exposed for Vm {
+    const TITLE: &'static str = "vm";
+    const PLURAL: &'static str = "vms";
+    const TAG: &'static str = "vms";
+    const ACCESS: Access = Access::OWNER;
+    type Create = CreateVm;
+    type View = VmView;
+    type Settings = Fixed;
+    const CREATABLE: bool = false;
+    const PATCHABLE: bool = false;
+    /// It goes once its host has let go of it.
+    const REMOVABLE: bool = false;
+    const STATES: &'static [&'static str] =
+        &["waiting", "starting", "running", "migrating", "stopping", "stopped", "failed", "deleting", "unknown"];
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use drover_api::problem::ProblemType;
 use drover_api::v1::{
     ClusterView, Counts, ElsewhereView, EventView, Explanation, ForbiddenView, Health, HostFindingView, StuckView,
-    VmQuery, Whoami, WhyView,
+    TenantQuery, Whoami, WhyView,
 };
 use drover_control::interface::{Actor, Refusal};
 use drover_control::{Control, Why};
@@ -116,13 +116,13 @@ fn cluster_view(control: &Control) -> ClusterView {
 /// Why an object is as it is, and why not otherwise
 #[utoipa::path(get, path = "/v1/explain/{kind}/{id}", tag = "cluster",
     params(("kind" = String, Path, description = "`vm`, `host`, `plan` or `migration`"),
-           ("id" = String, Path, description = "Its id; a vm's name will do"), VmQuery),
+           ("id" = String, Path, description = "Its id; a vm's name will do"), TenantQuery),
     responses((status = 200, description = "The explanation", body = Explanation)))]
 async fn explain(
     State(api): State<Api>,
     Caller(actor): Caller,
     Path((kind, id)): Path<(String, String)>,
-    Params(query): Params<VmQuery>,
+    Params(query): Params<TenantQuery>,
 ) -> Result<Json<Explanation>, Failure> {
     let tenant: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
     let object = match tenant {

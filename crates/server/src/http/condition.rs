@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use drover_api::problem::{Problem, ProblemType};
 use drover_api::v1::{IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_MAX};
-use drover_control::interface::{Action, Actor, ObjectKey};
+use drover_control::interface::{Action, Actor};
 use drover_model::Revision;
 use serde::Serialize;
 
@@ -65,8 +65,4 @@ pub fn object<T: Serialize>(status: StatusCode, revision: Revision, view: T) -> 
         response.headers_mut().insert(header::ETAG, tag);
     }
     response
-}
-
-pub fn key(kind: &'static str, id: &impl std::fmt::Display) -> ObjectKey {
-    ObjectKey { kind, id: id.to_string() }
 }

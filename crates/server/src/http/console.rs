@@ -2,7 +2,7 @@
 
 use super::problem::Failure;
 use super::read::{At, Caller, Credential, Params};
-use super::{Api, permit, vms};
+use super::{Api, crud, permit};
 use crate::hub::{Console, ConsoleEvent};
 use axum::body::Bytes;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -10,7 +10,8 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_
 use axum::extract::{Extension, State};
 use axum::response::Response;
 use drover_api::problem::ProblemType;
-use drover_api::v1::{CONSOLE_FRAME_MAX, VmQuery};
+use drover_api::v1::{CONSOLE_FRAME_MAX, TenantQuery};
+use drover_model::intent::Vm;
 use futures_util::{SinkExt as _, StreamExt as _};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -30,18 +31,18 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 
 /// A vm's serial console (WebSocket, binary frames both ways)
 #[utoipa::path(get, path = "/v1/vms/{vm}/console", tag = "vms",
-    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    params(("vm" = String, Path, description = "Its id or name"), TenantQuery),
     responses((status = 101, description = "The connection is a WebSocket from here on")))]
 async fn console(
     State(api): State<Api>,
     Caller(actor): Caller,
     Extension(credential): Extension<Credential>,
     At(reference): At<String>,
-    Params(query): Params<VmQuery>,
+    Params(query): Params<TenantQuery>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Failure> {
     let upgrade = upgrade.map_err(|rejection| Failure::new(ProblemType::Malformed, rejection.body_text()))?;
-    let vm = vms::find(&api, &actor, reference, query).await?;
+    let vm = crud::find::<Vm>(&api, &actor, reference, query).await?;
     let id = vm.clone();
     let host = api.shell.query(move |control| control.vm(&id).and_then(|vm| vm.host.clone())).await?;
     let host = host.ok_or_else(|| {

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 use drover_api::v1::{EVENTS_LIMIT_DEFAULT, EVENTS_LIMIT_MAX, EventQuery, EventView, List, SSE_EVENT};
 use drover_control::Control;
 use drover_model::event::Event;
+use drover_model::intent::Vm;
 use drover_model::{EventSeq, TenantName};
 use futures_util::stream;
 use std::collections::VecDeque;
@@ -89,7 +90,8 @@ async fn list_events(
 async fn by_id(api: &Api, caller: &Caller, object: String) -> Result<String, Failure> {
     let Some(name) = object.strip_prefix("vm/").map(str::to_owned) else { return Ok(object) };
     let actor = caller.0.clone();
-    let found = api.shell.query(move |control| control.find_vm(&name, &actor, None)).await?;
+    let found =
+        api.shell.query(move |control| control.find::<Vm>(&name, &actor, None).map(|row| row.value.id.clone())).await?;
     Ok(found.map_or(object, |id| format!("vm/{id}")))
 }
 

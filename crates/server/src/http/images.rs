@@ -1,58 +1,30 @@
 //! Images: their files are uploaded one by one, then registered together.
 
-use super::condition::{Conditions, key, object};
+use super::condition::Conditions;
 use super::problem::Failure;
-use super::read::{At, Body, Caller, Operator, name};
-use super::{Api, permit};
+use super::read::{At, Body, Operator, name};
+use super::{Api, crud, permit};
 use crate::shell::now;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::Response;
 use drover_api::problem::ProblemType;
-use drover_api::v1::{CreateImage, ImagePart, ImageView, List, StagedFile};
-use drover_control::Control;
+use drover_api::v1::{CreateImage, ImagePart, ImageView, StagedFile};
 use drover_control::interface::Action;
 use drover_model::intent::{Image, ImageFile};
+use drover_model::kind::ObjectKey;
 use drover_model::{Bytes, ImageId};
 use std::collections::BTreeSet;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new().routes(routes!(list_images, create_image)).routes(routes!(get_image, remove_image))
+    crud::routes::<Image>().routes(routes!(create_image)).routes(routes!(remove_image))
 }
 
 pub(super) fn upload_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(upload))
-}
-
-fn view(control: &Control, image: &Image) -> Option<ImageView> {
-    Some(ImageView::new(image, control.revision_of(&key("image", &image.id))?))
-}
-
-async fn one(api: &Api, id: ImageId, status: StatusCode) -> Result<Response, Failure> {
-    let name = id.clone();
-    let found = api.shell.query(move |control| control.image(&id).and_then(|image| view(control, image))).await?;
-    let found =
-        found.ok_or_else(|| Failure::not_found(format!("there is no image {name}; `drover image ls` lists them")))?;
-    Ok(object(status, found.revision, found))
-}
-
-/// All images
-#[utoipa::path(get, path = "/v1/images", tag = "images",
-    responses((status = 200, description = "All of them", body = List<ImageView>)))]
-async fn list_images(State(api): State<Api>, _caller: Caller) -> Result<Json<List<ImageView>>, Failure> {
-    let list = api.shell.query(|control| control.images().filter_map(|image| view(control, image)).collect());
-    Ok(Json(list.await?))
-}
-
-/// One image
-#[utoipa::path(get, path = "/v1/images/{image}", tag = "images",
-    params(("image" = String, Path, description = "Its name")),
-    responses((status = 200, description = "The image", body = ImageView)))]
-async fn get_image(State(api): State<Api>, _caller: Caller, At(id): At<ImageId>) -> Result<Response, Failure> {
-    one(&api, id, StatusCode::OK).await
 }
 
 /// Upload one file of an image that is to be
@@ -107,18 +79,25 @@ async fn create_image(
     let _turn = staging.turn().await;
     if let Some(image) = existing(&api, &id).await? {
         // Either a repetition of the request that made it, answered from memory, or a conflict: the files stay.
-        let image = Image { cmdline: create.cmdline, ..only(image, &parts) };
-        api.shell.submit(conditions.change(actor, Action::CreateImage { image })).await?;
-        return one(&api, id, StatusCode::CREATED).await;
+        let image = Image { cmdline: create.cmdline, labels: create.labels, ..only(image, &parts) };
+        api.shell.submit(conditions.change(actor.clone(), Action::CreateImage { image })).await?;
+        return crud::show::<Image>(&api, actor, id, StatusCode::CREATED).await;
     }
-    let mut image =
-        Image { id: id.clone(), created_at: now(), kernel: None, initrd: None, disk: None, cmdline: create.cmdline };
+    let mut image = Image {
+        id: id.clone(),
+        created_at: now(),
+        kernel: None,
+        initrd: None,
+        disk: None,
+        cmdline: create.cmdline,
+        labels: create.labels,
+    };
     for part in &parts {
         let staged = staging.staged(&id, *part).await?;
         *slot(&mut image, *part) = Some(ImageFile { size: Bytes(staged.size_bytes), sha256: staged.sha256 });
     }
     staging.publish(&id, &parts).await?;
-    if let Err(refusal) = api.shell.submit(conditions.change(actor, Action::CreateImage { image })).await {
+    if let Err(refusal) = api.shell.submit(conditions.change(actor.clone(), Action::CreateImage { image })).await {
         // Whether a change was made is not always known; only what is certainly not registered goes.
         if existing(&api, &id).await.is_ok_and(|image| image.is_none()) {
             staging.withdraw(&id).await;
@@ -126,7 +105,7 @@ async fn create_image(
         return Err(refusal.into());
     }
     staging.forget(&id).await;
-    one(&api, id, StatusCode::CREATED).await
+    crud::show::<Image>(&api, actor, id, StatusCode::CREATED).await
 }
 
 fn slot(image: &mut Image, part: ImagePart) -> &mut Option<ImageFile> {
@@ -172,8 +151,8 @@ fn check(create: &CreateImage) -> Result<Vec<ImagePart>, Failure> {
 }
 
 /// Remove an image that no vm uses
-#[utoipa::path(delete, path = "/v1/images/{image}", tag = "images",
-    params(("image" = String, Path, description = "Its name")),
+#[utoipa::path(delete, path = "/v1/images/{ref}", tag = "images",
+    params(("ref" = String, Path, description = "Its name")),
     responses((status = 204, description = "It is gone")))]
 async fn remove_image(
     State(api): State<Api>,
@@ -182,7 +161,7 @@ async fn remove_image(
     At(id): At<ImageId>,
 ) -> Result<StatusCode, Failure> {
     let _turn = api.staging().turn().await;
-    api.shell.submit(conditions.change(actor, Action::RemoveImage { id: id.clone() })).await?;
+    api.shell.submit(conditions.change(actor, Action::Remove { key: ObjectKey::of::<Image>(&id) })).await?;
     // A remembered answer may speak of an earlier image of this name.
     if existing(&api, &id).await?.is_none() {
         api.staging().withdraw(&id).await;
@@ -195,7 +174,12 @@ mod tests {
     use super::*;
 
     fn create(files: &[ImagePart], cmdline: &str) -> Result<Vec<ImagePart>, Option<String>> {
-        let create = CreateImage { name: "x".to_owned(), cmdline: cmdline.to_owned(), files: files.to_vec() };
+        let create = CreateImage {
+            name: "x".to_owned(),
+            cmdline: cmdline.to_owned(),
+            files: files.to_vec(),
+            labels: Default::default(),
+        };
         check(&create).map_err(|failure| failure.0.field)
     }
 

@@ -1,87 +1,29 @@
 //! Live migrations.
 
-use super::Api;
-use super::condition::{Conditions, key, object};
+use super::condition::Conditions;
 use super::problem::Failure;
-use super::read::{At, Body, Caller, Operator, Params, optional_name};
-use super::tenants::gone;
+use super::read::{At, Body, Operator, Params, optional_name};
+use super::{Api, crud};
 use crate::shell::now;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use drover_api::v1::{
-    ForecastQuery, List, MigrationForecast, MigrationNow, MigrationPrediction, MigrationView, SetPriority, StrategyView,
-};
-use drover_control::Control;
+use drover_api::v1::{ForecastQuery, MigrationForecast, MigrationPrediction, MigrationView, SetPriority, StrategyView};
 use drover_control::interface::{Action, Actor, Refusal};
+use drover_model::intent::Vm;
 use drover_model::migration::MigrationRecord;
 use drover_model::{HostId, MigrationId, TenantName};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new()
-        .routes(routes!(list_migrations))
-        .routes(routes!(get_migration))
+    crud::routes::<MigrationRecord>()
         .routes(routes!(cancel_migration))
         .routes(routes!(pause_migration))
         .routes(routes!(resume_migration))
         .routes(routes!(prioritise_migration))
         .routes(routes!(forecast_migration))
-}
-
-/// `tenant` `None`: of everybody. A tenant sees those of its own vms.
-fn view(control: &Control, migration: &MigrationRecord, tenant: Option<&TenantName>) -> Option<MigrationView> {
-    let vm = control.vm(&migration.vm);
-    if tenant.is_some() && vm.map(|vm| &vm.spec.tenant) != tenant {
-        return None;
-    }
-    let revision = control.revision_of(&key("migration", &migration.id))?;
-    let outlook = control.migration_outlook(migration.id);
-    let now = MigrationNow {
-        stage: control.migration_stage(migration),
-        progress: control.migration_progress(migration.id),
-        start_eta: outlook.and_then(|outlook| outlook.start_at),
-        finish_eta: outlook.and_then(|outlook| outlook.finish_at),
-        waits_for: outlook.and_then(|outlook| outlook.waits_for.as_deref()),
-        recoveries: control.migration_recoveries(migration.id),
-    };
-    Some(MigrationView::new(migration, revision, vm, &now))
-}
-
-/// As [`view`]; another tenant's migration is not found.
-pub(super) async fn one(
-    api: &Api,
-    id: MigrationId,
-    tenant: Option<TenantName>,
-    status: StatusCode,
-) -> Result<Response, Failure> {
-    let found = api
-        .shell
-        .query(move |control| control.migration(id).and_then(|migration| view(control, migration, tenant.as_ref())))
-        .await?
-        .ok_or_else(|| Failure::not_found(format!("there is no migration {id}; `drover migration ls` lists yours")))?;
-    Ok(object(status, found.revision, found))
-}
-
-/// Migrations that are kept, newest first
-#[utoipa::path(get, path = "/v1/migrations", tag = "migrations",
-    responses((status = 200, description = "Newest first", body = List<MigrationView>)))]
-async fn list_migrations(State(api): State<Api>, caller: Caller) -> Result<Json<List<MigrationView>>, Failure> {
-    let tenant = caller.tenant().cloned();
-    let list = api.shell.query(move |control| {
-        control.migrations().rev().filter_map(|migration| view(control, migration, tenant.as_ref())).collect()
-    });
-    Ok(Json(list.await?))
-}
-
-/// One migration, with its progress while it runs
-#[utoipa::path(get, path = "/v1/migrations/{migration}", tag = "migrations",
-    params(("migration" = u64, Path, description = "Its number")),
-    responses((status = 200, description = "The migration", body = MigrationView)))]
-async fn get_migration(State(api): State<Api>, caller: Caller, At(id): At<MigrationId>) -> Result<Response, Failure> {
-    one(&api, id, caller.tenant().cloned(), StatusCode::OK).await
 }
 
 /// Cancel a migration that is not committed yet: the vm stays where it is
@@ -94,8 +36,8 @@ async fn cancel_migration(
     conditions: Conditions,
     At(id): At<MigrationId>,
 ) -> Result<Response, Failure> {
-    api.shell.submit(conditions.change(actor, Action::CancelMigration { id })).await?;
-    one(&api, id, None, StatusCode::ACCEPTED).await
+    api.shell.submit(conditions.change(actor.clone(), Action::CancelMigration { id })).await?;
+    crud::show::<MigrationRecord>(&api, actor, id, StatusCode::ACCEPTED).await
 }
 
 /// Hold a migration back: it sends next to nothing, or does not begin, until it is let go on
@@ -143,10 +85,10 @@ async fn change(
     conditions: Conditions,
     actor: Actor,
     id: MigrationId,
-    ask: Action,
+    action: Action,
 ) -> Result<Response, Failure> {
-    api.shell.submit(conditions.change(actor, ask)).await?;
-    one(api, id, None, StatusCode::OK).await
+    api.shell.submit(conditions.change(actor.clone(), action)).await?;
+    crud::show::<MigrationRecord>(api, actor, id, StatusCode::OK).await
 }
 
 /// What moving a vm would take, how it would be done, and what forbids it; nothing is changed
@@ -162,15 +104,14 @@ async fn forecast_migration(
     let to: Option<HostId> = optional_name("to", query.to.as_deref())?;
     let tenant: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
     let forecast = api.shell.query(move |control| {
-        let vm = control.find_vm(&reference, &actor, tenant.as_ref())?;
-        let forecast = control.forecast_migration(now(), &vm, to, query.method)?;
-        let name = control.vm(&vm).map(|row| row.spec.name.clone());
-        Ok((forecast, name))
+        let vm = &control.find::<Vm>(&reference, &actor, tenant.as_ref())?.value;
+        let forecast = control.forecast_migration(now(), &vm.id, to, query.method)?;
+        Ok((forecast, vm.spec.name.clone()))
     });
     let (forecast, name) = forecast.await?.map_err(|refusal: Refusal| Failure::from(refusal))?;
     Ok(Json(MigrationForecast {
         vm: forecast.vm,
-        vm_name: name.ok_or_else(|| gone("vm"))?,
+        vm_name: name,
         from: forecast.from,
         to: forecast.to,
         strategy: StrategyView::from(&forecast.choice.strategy),

@@ -6,24 +6,21 @@
 mod cluster;
 mod condition;
 mod console;
+mod crud;
 mod events;
 mod hosts;
 mod images;
 mod join;
 mod linger;
 mod migrations;
-mod networks;
 mod openapi;
 mod patch;
-mod placement_rules;
 mod plans;
 mod policy;
-mod ports;
 mod problem;
 mod read;
-mod security_groups;
 mod staging;
-mod tenants;
+mod tokens;
 mod vms;
 
 pub use openapi::openapi_json;
@@ -39,6 +36,9 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Router, http};
 use drover_api::problem::{Problem, ProblemType};
+use drover_model::intent::Tenant;
+use drover_model::network::{Network, Port, SecurityGroup};
+use drover_model::placement::PlacementRule;
 use problem::Failure;
 use staging::Staging;
 use std::sync::Arc;
@@ -122,14 +122,15 @@ fn quick_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .merge(cluster::routes())
         .merge(join::routes())
-        .merge(tenants::routes())
+        .merge(tokens::routes())
+        .merge(crud::all_routes::<Tenant>())
+        .merge(crud::all_routes::<Network>())
+        .merge(crud::all_routes::<SecurityGroup>())
+        .merge(crud::all_routes::<Port>())
+        .merge(crud::all_routes::<PlacementRule>())
         .merge(hosts::routes())
         .merge(images::routes())
         .merge(vms::routes())
-        .merge(networks::routes())
-        .merge(security_groups::routes())
-        .merge(ports::routes())
-        .merge(placement_rules::routes())
         .merge(plans::routes())
         .merge(migrations::routes())
         .merge(policy::routes())

@@ -1,59 +1,24 @@
 //! Plans: what was decided, and a person's say in it.
 
-use super::Api;
-use super::condition::{Conditions, key, object};
+use super::condition::{Conditions, object};
+use super::crud::gone;
 use super::problem::Failure;
 use super::read::{At, Operator};
-use super::tenants::gone;
+use super::{Api, crud};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use drover_api::v1::{List, PlanNow, PlanView};
-use drover_control::Control;
+use drover_api::v1::{PlanNow, PlanView};
 use drover_control::interface::{Action, Reply};
+use drover_control::kinds::Entity as _;
 use drover_model::PlanId;
 use drover_model::plan::PlanRecord;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new()
-        .routes(routes!(list_plans, plan_now))
-        .routes(routes!(get_plan))
-        .routes(routes!(approve_plan))
-        .routes(routes!(reject_plan))
-}
-
-fn view(control: &Control, plan: &PlanRecord) -> Option<PlanView> {
-    Some(PlanView::new(plan, control.revision_of(&key("plan", &plan.id))?))
-}
-
-async fn find(api: &Api, id: PlanId) -> Result<PlanView, Failure> {
-    let found = api.shell.query(move |control| control.plan(id).and_then(|plan| view(control, plan))).await?;
-    found
-        .ok_or_else(|| Failure::not_found(format!("there is no plan {id}; `drover plan ls` lists those that are kept")))
-}
-
-async fn one(api: &Api, id: PlanId, status: StatusCode) -> Result<Response, Failure> {
-    let plan = find(api, id).await?;
-    Ok(object(status, plan.revision, plan))
-}
-
-/// All plans that are kept, newest first
-#[utoipa::path(get, path = "/v1/plans", tag = "plans",
-    responses((status = 200, description = "Newest first", body = List<PlanView>)))]
-async fn list_plans(State(api): State<Api>, _operator: Operator) -> Result<Json<List<PlanView>>, Failure> {
-    let list = api.shell.query(|control| control.plans().rev().filter_map(|plan| view(control, plan)).collect());
-    Ok(Json(list.await?))
-}
-
-/// One plan
-#[utoipa::path(get, path = "/v1/plans/{plan}", tag = "plans",
-    params(("plan" = u64, Path, description = "Its number")),
-    responses((status = 200, description = "The plan", body = PlanView)))]
-async fn get_plan(State(api): State<Api>, _operator: Operator, At(id): At<PlanId>) -> Result<Response, Failure> {
-    one(&api, id, StatusCode::OK).await
+    crud::routes::<PlanRecord>().routes(routes!(plan_now)).routes(routes!(approve_plan)).routes(routes!(reject_plan))
 }
 
 /// Plan now, whatever the loop's timing
@@ -65,10 +30,13 @@ async fn plan_now(
     Operator(actor): Operator,
     conditions: Conditions,
 ) -> Result<Response, Failure> {
-    match api.shell.submit(conditions.change(actor, Action::PlanNow)).await? {
+    match api.shell.submit(conditions.change(actor.clone(), Action::PlanNow)).await? {
         Reply::Plan(id) => {
-            let plan = find(&api, id).await?;
-            let revision = plan.revision;
+            let made = api.shell.query(move |control| {
+                let row = PlanRecord::table(control.rows()).row(&id)?;
+                Some((row.revision, control.view(row, &actor, true)))
+            });
+            let (revision, plan) = made.await?.ok_or_else(|| gone("plan"))?;
             Ok(object(StatusCode::CREATED, revision, PlanNow { plan: Some(plan), why_none: None }))
         }
         Reply::NoPlan(why) => Ok(Json(PlanNow { plan: None, why_none: Some(why) }).into_response()),
@@ -86,8 +54,8 @@ async fn approve_plan(
     conditions: Conditions,
     At(id): At<PlanId>,
 ) -> Result<Response, Failure> {
-    api.shell.submit(conditions.change(actor, Action::ApprovePlan { id })).await?;
-    one(&api, id, StatusCode::ACCEPTED).await
+    api.shell.submit(conditions.change(actor.clone(), Action::ApprovePlan { id })).await?;
+    crud::show::<PlanRecord>(&api, actor, id, StatusCode::ACCEPTED).await
 }
 
 /// Say no to a proposed plan
@@ -100,6 +68,6 @@ async fn reject_plan(
     conditions: Conditions,
     At(id): At<PlanId>,
 ) -> Result<Response, Failure> {
-    api.shell.submit(conditions.change(actor, Action::RejectPlan { id })).await?;
-    one(&api, id, StatusCode::OK).await
+    api.shell.submit(conditions.change(actor.clone(), Action::RejectPlan { id })).await?;
+    crud::show::<PlanRecord>(&api, actor, id, StatusCode::OK).await
 }

@@ -1,7 +1,7 @@
 //! The policy: read whole, replaced whole, or changed by a merge patch.
 
 use super::Api;
-use super::condition::{Conditions, key, object};
+use super::condition::{Conditions, object};
 use super::patch::{PATCH_TRIES_MAX, bad_patch, lost_race};
 use super::problem::Failure;
 use super::read::{Body, MergePatch, Operator};
@@ -12,6 +12,7 @@ use drover_api::problem::{Problem, ProblemType};
 use drover_api::v1::{BadPolicy, Policy};
 use drover_control::interface::{Action, Actor, Refusal};
 use drover_model::Revision;
+use drover_model::kind::ObjectKey;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -22,7 +23,9 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 /// The revision is 0 while the policy is still that of the configuration.
 async fn read(api: &Api) -> Result<(Policy, Revision), Refusal> {
     let read = api.shell.query(|control| {
-        let revision = control.revision_of(&key("policy", &"cluster")).unwrap_or(Revision(0));
+        let revision = control
+            .revision_of(&ObjectKey::of::<drover_model::policy::Policy>(&drover_model::policy::TheOne))
+            .unwrap_or(Revision(0));
         (Policy::from(control.policy()), revision)
     });
     read.await

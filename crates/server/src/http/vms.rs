@@ -1,22 +1,19 @@
 //! Virtual servers.
 
-use super::Api;
-use super::condition::{Conditions, key, object};
-use super::migrations;
+use super::condition::{Conditions, object};
+use super::crud::gone;
 use super::problem::Failure;
 use super::read::{At, Body, Caller, Operator, Params, name, optional_name, owner};
-use super::tenants::gone;
+use super::{Api, crud};
 use crate::secret;
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use drover_api::v1::{
-    CreateVm, List, MeasureVm, MigrateVm, MigrationView, SetSecurityGroups, VmListQuery, VmLoad, VmQuery, VmView,
-};
-use drover_control::Control;
+use drover_api::v1::{CreateVm, MeasureVm, MigrateVm, MigrationView, SetSecurityGroups, TenantQuery, VmView};
 use drover_control::interface::{Action, Actor, Reply};
+use drover_control::kinds::Entity as _;
 use drover_model::intent::{Nic, RunIntent, Vm, VmSpec};
+use drover_model::migration::MigrationRecord;
 use drover_model::network::Bandwidth;
 use drover_model::{Bytes, CpuMillis, HostId, Millis, SecurityGroupId, TenantName, VmId};
 use std::collections::BTreeSet;
@@ -25,62 +22,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new()
-        .routes(routes!(list_vms, create_vm))
-        .routes(routes!(get_vm, remove_vm))
+    crud::routes::<Vm>()
+        .routes(routes!(create_vm))
+        .routes(routes!(remove_vm))
         .routes(routes!(start_vm))
         .routes(routes!(stop_vm))
         .routes(routes!(migrate_vm))
         .routes(routes!(measure_vm))
         .routes(routes!(set_security_groups))
-}
-
-fn view(control: &Control, vm: &Vm) -> Option<VmView> {
-    let status = control.vm_status(&vm.id);
-    let mut view = VmView::new(vm, control.revision_of(&key("vm", &vm.id))?, status.phase);
-    view.why = status.why;
-    if let Some(nic) = &mut view.nic {
-        nic.network_name = control.network(&nic.network).map(|network| network.name.clone());
-    }
-    view.pid = status.inventory.and_then(|seen| seen.pid);
-    view.load = status.sample.map(VmLoad::from);
-    Some(view)
-}
-
-async fn one(api: &Api, id: VmId, status: StatusCode) -> Result<Response, Failure> {
-    let found = api.shell.query(move |control| control.vm(&id).and_then(|vm| view(control, vm))).await?;
-    let found = found.ok_or_else(|| gone("vm"))?;
-    Ok(object(status, found.revision, found))
-}
-
-/// The vm that a request speaks of, if the caller may know of it.
-pub(super) async fn find(api: &Api, actor: &Actor, reference: String, query: VmQuery) -> Result<VmId, Failure> {
-    let tenant: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
-    let actor = actor.clone();
-    Ok(api.shell.query(move |control| control.find_vm(&reference, &actor, tenant.as_ref())).await??)
-}
-
-/// The caller's vms; all of them for operators
-#[utoipa::path(get, path = "/v1/vms", tag = "vms", params(VmListQuery),
-    responses((status = 200, description = "Those that match", body = List<VmView>)))]
-async fn list_vms(
-    State(api): State<Api>,
-    caller: Caller,
-    Params(query): Params<VmListQuery>,
-) -> Result<Json<List<VmView>>, Failure> {
-    let asked: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
-    let host: Option<HostId> = optional_name("host", query.host.as_deref())?;
-    let own = caller.tenant().cloned();
-    let list = api.shell.query(move |control| {
-        control
-            .vms()
-            .filter(|vm| own.as_ref().is_none_or(|tenant| vm.spec.tenant == *tenant))
-            .filter(|vm| asked.as_ref().is_none_or(|tenant| vm.spec.tenant == *tenant))
-            .filter(|vm| host.is_none() || vm.host == host)
-            .filter_map(|vm| view(control, vm))
-            .collect()
-    });
-    Ok(Json(list.await?))
 }
 
 /// A new vm; it is placed and started at once
@@ -94,29 +43,15 @@ async fn create_vm(
 ) -> Result<Response, Failure> {
     let id = secret::vm_id();
     let spec = spec_of(&create, caller.tenant(), &id)?;
-    match api.shell.submit(conditions.change(caller.0, Action::CreateVm { id, spec })).await? {
-        Reply::Vm(id) => one(&api, id, StatusCode::CREATED).await,
+    match api.shell.submit(conditions.change(caller.0.clone(), Action::CreateVm { id, spec })).await? {
+        Reply::Vm(id) => crud::show::<Vm>(&api, caller.0, id, StatusCode::CREATED).await,
         _ => Err(gone("vm")),
     }
 }
 
-/// One vm, by id or name
-#[utoipa::path(get, path = "/v1/vms/{vm}", tag = "vms",
-    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
-    responses((status = 200, description = "The vm", body = VmView)))]
-async fn get_vm(
-    State(api): State<Api>,
-    Caller(actor): Caller,
-    At(reference): At<String>,
-    Params(query): Params<VmQuery>,
-) -> Result<Response, Failure> {
-    let vm = find(&api, &actor, reference, query).await?;
-    one(&api, vm, StatusCode::OK).await
-}
-
 /// Remove a vm and its disk; it is gone once its host has let go of it
-#[utoipa::path(delete, path = "/v1/vms/{vm}", tag = "vms",
-    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+#[utoipa::path(delete, path = "/v1/vms/{ref}", tag = "vms",
+    params(("ref" = String, Path, description = "Its id or name"), TenantQuery),
     responses((status = 202, description = "It is being removed", body = VmView),
               (status = 204, description = "It is gone")))]
 async fn remove_vm(
@@ -124,41 +59,44 @@ async fn remove_vm(
     Caller(actor): Caller,
     conditions: Conditions,
     At(reference): At<String>,
-    Params(query): Params<VmQuery>,
+    Params(query): Params<TenantQuery>,
 ) -> Result<Response, Failure> {
-    let vm = find(&api, &actor, reference, query).await?;
-    api.shell.submit(conditions.change(actor, Action::RemoveVm { vm: vm.clone() })).await?;
-    let left = api.shell.query(move |control| control.vm(&vm).and_then(|vm| view(control, vm))).await?;
-    Ok(match left {
-        Some(vm) => object(StatusCode::ACCEPTED, vm.revision, vm),
+    let vm = crud::find::<Vm>(&api, &actor, reference, query).await?;
+    api.shell.submit(conditions.change(actor.clone(), Action::RemoveVm { vm: vm.clone() })).await?;
+    let left = api.shell.query(move |control| {
+        let row = Vm::table(control.rows()).row(&vm)?;
+        Some((row.revision, control.view(row, &actor, true)))
+    });
+    Ok(match left.await? {
+        Some((revision, vm)) => object(StatusCode::ACCEPTED, revision, vm),
         None => axum::response::IntoResponse::into_response(StatusCode::NO_CONTENT),
     })
 }
 
 /// Start a vm
 #[utoipa::path(post, path = "/v1/vms/{vm}/start", tag = "vms",
-    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    params(("vm" = String, Path, description = "Its id or name"), TenantQuery),
     responses((status = 202, description = "It is being started", body = VmView)))]
 async fn start_vm(
     State(api): State<Api>,
     Caller(actor): Caller,
     conditions: Conditions,
     At(reference): At<String>,
-    Params(query): Params<VmQuery>,
+    Params(query): Params<TenantQuery>,
 ) -> Result<Response, Failure> {
     set_run(&api, actor, conditions, reference, query, RunIntent::Running).await
 }
 
 /// Stop a vm: its guest is asked to power down, and ended if it does not
 #[utoipa::path(post, path = "/v1/vms/{vm}/stop", tag = "vms",
-    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    params(("vm" = String, Path, description = "Its id or name"), TenantQuery),
     responses((status = 202, description = "It is being stopped", body = VmView)))]
 async fn stop_vm(
     State(api): State<Api>,
     Caller(actor): Caller,
     conditions: Conditions,
     At(reference): At<String>,
-    Params(query): Params<VmQuery>,
+    Params(query): Params<TenantQuery>,
 ) -> Result<Response, Failure> {
     set_run(&api, actor, conditions, reference, query, RunIntent::Stopped).await
 }
@@ -168,68 +106,72 @@ async fn set_run(
     actor: Actor,
     conditions: Conditions,
     reference: String,
-    query: VmQuery,
+    query: TenantQuery,
     run: RunIntent,
 ) -> Result<Response, Failure> {
-    let vm = find(api, &actor, reference, query).await?;
-    api.shell.submit(conditions.change(actor, Action::SetRun { vm: vm.clone(), run })).await?;
-    one(api, vm, StatusCode::ACCEPTED).await
+    let vm = crud::find::<Vm>(api, &actor, reference, query).await?;
+    api.shell.submit(conditions.change(actor.clone(), Action::SetRun { vm: vm.clone(), run })).await?;
+    crud::show::<Vm>(api, actor, vm, StatusCode::ACCEPTED).await
 }
 
 /// Move a running vm to another host
 #[utoipa::path(post, path = "/v1/vms/{vm}/migrate", tag = "vms", request_body = MigrateVm,
-    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    params(("vm" = String, Path, description = "Its id or name"), TenantQuery),
     responses((status = 202, description = "It is being moved", body = MigrationView)))]
 async fn migrate_vm(
     State(api): State<Api>,
     Operator(actor): Operator,
     conditions: Conditions,
     At(reference): At<String>,
-    Params(query): Params<VmQuery>,
+    Params(query): Params<TenantQuery>,
     Body(migrate): Body<MigrateVm>,
 ) -> Result<Response, Failure> {
     let to: Option<HostId> = optional_name("to", migrate.to.as_deref())?;
-    let vm = find(&api, &actor, reference, query).await?;
-    match api.shell.submit(conditions.change(actor, Action::MigrateVm { vm, to, method: migrate.method })).await? {
-        Reply::Migration(id) => migrations::one(&api, id, None, StatusCode::ACCEPTED).await,
+    let vm = crud::find::<Vm>(&api, &actor, reference, query).await?;
+    match api
+        .shell
+        .submit(conditions.change(actor.clone(), Action::MigrateVm { vm, to, method: migrate.method }))
+        .await?
+    {
+        Reply::Migration(id) => crud::show::<MigrationRecord>(&api, actor, id, StatusCode::ACCEPTED).await,
         _ => Err(gone("migration")),
     }
 }
 
 /// Measure how fast a running vm writes to its memory
 #[utoipa::path(post, path = "/v1/vms/{vm}/measure", tag = "vms", request_body = MeasureVm,
-    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    params(("vm" = String, Path, description = "Its id or name"), TenantQuery),
     responses((status = 202, description = "It is being measured; `load.dirty_bytes_s` has the result", body = VmView)))]
 async fn measure_vm(
     State(api): State<Api>,
     Caller(actor): Caller,
     conditions: Conditions,
     At(reference): At<String>,
-    Params(query): Params<VmQuery>,
+    Params(query): Params<TenantQuery>,
     Body(MeasureVm { seconds }): Body<MeasureVm>,
 ) -> Result<Response, Failure> {
-    let vm = find(&api, &actor, reference, query).await?;
+    let vm = crud::find::<Vm>(&api, &actor, reference, query).await?;
     let span = Millis::secs(u64::from(seconds));
-    api.shell.submit(conditions.change(actor, Action::MeasureVm { vm: vm.clone(), span })).await?;
-    one(&api, vm, StatusCode::ACCEPTED).await
+    api.shell.submit(conditions.change(actor.clone(), Action::MeasureVm { vm: vm.clone(), span })).await?;
+    crud::show::<Vm>(&api, actor, vm, StatusCode::ACCEPTED).await
 }
 
 /// Take a vm out of the security groups it is in, and put it into others; takes effect at once
 #[utoipa::path(put, path = "/v1/vms/{vm}/security-groups", tag = "vms", request_body = SetSecurityGroups,
-    params(("vm" = String, Path, description = "Its id or name"), VmQuery),
+    params(("vm" = String, Path, description = "Its id or name"), TenantQuery),
     responses((status = 200, description = "It is in these groups now", body = VmView)))]
 async fn set_security_groups(
     State(api): State<Api>,
     Caller(actor): Caller,
     conditions: Conditions,
     At(reference): At<String>,
-    Params(query): Params<VmQuery>,
+    Params(query): Params<TenantQuery>,
     Body(set): Body<SetSecurityGroups>,
 ) -> Result<Response, Failure> {
     let groups = groups(&set.security_groups)?;
-    let vm = find(&api, &actor, reference, query).await?;
-    api.shell.submit(conditions.change(actor, Action::SetSecurityGroups { vm: vm.clone(), groups })).await?;
-    one(&api, vm, StatusCode::OK).await
+    let vm = crud::find::<Vm>(&api, &actor, reference, query).await?;
+    api.shell.submit(conditions.change(actor.clone(), Action::SetSecurityGroups { vm: vm.clone(), groups })).await?;
+    crud::show::<Vm>(&api, actor, vm, StatusCode::OK).await
 }
 
 /// What is asked for, with every field checked. Whether it fits the cluster is the state machine's to say.
@@ -261,6 +203,7 @@ fn spec_of(create: &CreateVm, own: Option<&TenantName>, id: &VmId) -> Result<VmS
         pinned_to,
         cpu_reserved: CpuMillis(create.cpu_reserved_millis),
         guest_args: create.guest_args.clone(),
+        labels: create.labels.clone(),
     })
 }
 

@@ -208,7 +208,7 @@ impl SqliteStore {
                 }
                 Write::Delete { key, expected } => {
                     let done = sqlx::query("DELETE FROM objects WHERE kind = ? AND id = ? AND rev = ?")
-                        .bind(key.kind)
+                        .bind(&*key.kind)
                         .bind(&key.id)
                         .bind(expected.0 as i64)
                         .execute(&mut *tx)
@@ -219,7 +219,7 @@ impl SqliteStore {
             };
             if !swapped {
                 let found: Option<i64> = sqlx::query_scalar("SELECT rev FROM objects WHERE kind = ? AND id = ?")
-                    .bind(key.kind)
+                    .bind(&*key.kind)
                     .bind(&key.id)
                     .fetch_optional(&mut *tx)
                     .await
@@ -246,7 +246,7 @@ async fn put(
             sqlx::query("UPDATE objects SET rev = ?, json = ? WHERE kind = ? AND id = ? AND rev = ?")
                 .bind(revision.0 as i64)
                 .bind(json)
-                .bind(key.kind)
+                .bind(&*key.kind)
                 .bind(&key.id)
                 .bind(expected.0 as i64)
                 .execute(&mut *tx)
@@ -254,7 +254,7 @@ async fn put(
         }
         None => {
             sqlx::query("INSERT INTO objects (kind, id, rev, json) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING")
-                .bind(key.kind)
+                .bind(&*key.kind)
                 .bind(&key.id)
                 .bind(revision.0 as i64)
                 .bind(json)

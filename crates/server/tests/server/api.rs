@@ -4,9 +4,15 @@ use crate::support::{Cluster, eventually, problem, small_vm};
 use drover_api::client::EventStreamStart;
 use drover_api::problem::{MEDIA_TYPE, Problem};
 use drover_api::v1::{
-    CreateImage, CreateTenant, CreateToken, CreateVm, EventQuery, ImagePart, MigrateVm, RoleName, SetPower,
-    VmListQuery, VmQuery, WhyView,
+    CreateImage, CreateTenant, CreateToken, CreateVm, EventQuery, ImagePart, ListQuery, MigrateVm, RoleName, SetPower,
+    TenantQuery, WhyView,
 };
+use drover_model::intent::ApiToken;
+use drover_model::intent::Host;
+use drover_model::intent::Image;
+use drover_model::intent::Tenant;
+use drover_model::intent::Vm;
+use drover_model::plan::PlanRecord;
 use drover_model::{MigrationId, PlanId, Revision};
 use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
@@ -16,14 +22,17 @@ use std::collections::BTreeSet;
 #[tokio::test]
 async fn a_vm_is_made_placed_run_stopped_started_and_removed() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.host("h1").await;
-    let acme = cluster.tenant("acme").await;
-    cluster.image("small").await;
-    let query = VmQuery::default();
-    let made = eventually("a host is known", async || acme.create_vm(&small_vm("web")).await.ok()).await;
+    let _agent = cluster.of::<Host>().get("h1").await;
+    let acme = cluster.of::<Tenant>().get("acme").await;
+    cluster.of::<Image>().get("small").await;
+    let query = TenantQuery::default();
+    let made = eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
     assert!(made.id.as_str().starts_with("vm-"), "{}", made.id);
     let running = async |phase: &str| {
-        eventually(phase, async || acme.vm("web", &query).await.ok().filter(|vm| vm.phase == phase)).await
+        eventually(phase, async || {
+            acme.of::<Vm>().within(query.tenant.as_deref()).get("web").await.ok().filter(|vm| vm.phase == phase)
+        })
+        .await
     };
     let vm = running("running").await;
     assert_eq!(vm.host.as_ref().map(|host| host.as_str()), Some("h1"));
@@ -41,11 +50,11 @@ async fn a_vm_is_made_placed_run_stopped_started_and_removed() {
         matches!(host.why, Some(WhyView::HostOn { ref sentence, .. }) if host.because.contains(sentence)),
         "{host:?}"
     );
-    let of_acme = VmQuery { tenant: Some("acme".to_owned()) };
+    let of_acme = TenantQuery { tenant: Some("acme".to_owned()) };
     let vm = operator.explain("vm/web", &of_acme).await.unwrap();
     assert!(matches!(vm.why, Some(WhyView::VmStays { ref sentence, .. }) if vm.because.contains(sentence)), "{vm:?}");
-    acme.remove_vm(made.id.as_str(), &query).await.unwrap();
-    eventually("the vm is gone", async || acme.vm("web", &query).await.err()).await;
+    acme.of::<Vm>().within(query.tenant.as_deref()).remove(made.id.as_str()).await.unwrap();
+    eventually("the vm is gone", async || acme.of::<Vm>().within(query.tenant.as_deref()).get("web").await.err()).await;
 }
 
 #[tokio::test]
@@ -56,7 +65,7 @@ async fn without_a_valid_token_nothing_is_told() {
     let expired = operator.create_token(&expiring).await.unwrap();
     let removed = CreateToken { id: Some("gone".to_owned()), expires_s: None, ..expiring };
     let removed = operator.create_token(&removed).await.unwrap();
-    operator.remove_token("gone").await.unwrap();
+    operator.of::<ApiToken>().remove("gone").await.unwrap();
     let unknown = format!("drover_nobody_{}", "0".repeat(64));
     for token in [None, Some(unknown), Some(removed.token)] {
         let refused = problem(cluster.client(token.clone()).whoami().await);
@@ -77,27 +86,27 @@ async fn without_a_valid_token_nothing_is_told() {
 #[tokio::test]
 async fn a_tenant_is_kept_out_of_what_is_the_operators() {
     let cluster = Cluster::start().await;
-    let acme = cluster.tenant("acme").await;
+    let acme = cluster.of::<Tenant>().get("acme").await;
     assert_eq!(acme.whoami().await.unwrap().tenant.unwrap().as_str(), "acme");
-    let vm = VmQuery::default();
+    let vm = TenantQuery::default();
     let image = CreateImage { name: "x".to_owned(), cmdline: String::new(), files: vec![ImagePart::Disk] };
     for refused in [
         problem(acme.cluster().await),
         problem(acme.metrics().await),
-        problem(acme.tenants().await),
-        problem(acme.create_tenant(&CreateTenant { id: "mine".to_owned() }).await),
-        problem(acme.remove_tenant("acme").await),
-        problem(acme.tokens().await),
-        problem(acme.remove_token("x").await),
-        problem(acme.hosts().await),
-        problem(acme.host("h1").await),
+        problem(acme.of::<Tenant>().all().await),
+        problem(acme.of::<Tenant>().create(&CreateTenant { id: "mine".to_owned() }).await),
+        problem(acme.of::<Tenant>().remove("acme").await),
+        problem(acme.of::<ApiToken>().all().await),
+        problem(acme.of::<ApiToken>().remove("x").await),
+        problem(acme.of::<Host>().all().await),
+        problem(acme.of::<Host>().get("h1").await),
         problem(acme.drain_host("h1").await),
         problem(acme.power_host("h1", SetPower { on: false }).await),
         problem(acme.create_join_token("h1", &Default::default()).await),
         problem(acme.create_image(&image).await),
-        problem(acme.remove_image("small").await),
+        problem(acme.of::<Image>().remove("small").await),
         problem(acme.migrate_vm("web", &vm, &MigrateVm::default()).await),
-        problem(acme.plans().await),
+        problem(acme.of::<PlanRecord>().all().await),
         problem(acme.plan_now().await),
         problem(acme.approve_plan(PlanId(1)).await),
         problem(acme.cancel_migration(MigrationId(1)).await),
@@ -111,29 +120,31 @@ async fn a_tenant_is_kept_out_of_what_is_the_operators() {
 #[tokio::test]
 async fn another_tenants_vm_does_not_exist() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.host("h1").await;
-    let (acme, globex) = (cluster.tenant("acme").await, cluster.tenant("globex").await);
-    cluster.image("small").await;
-    let vm = eventually("a host is known", async || acme.create_vm(&small_vm("web")).await.ok()).await;
+    let _agent = cluster.of::<Host>().get("h1").await;
+    let (acme, globex) = (cluster.of::<Tenant>().get("acme").await, cluster.of::<Tenant>().get("globex").await);
+    cluster.of::<Image>().get("small").await;
+    let vm = eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
     // The same name in another tenant is another vm.
-    let other = globex.create_vm(&small_vm("web")).await.unwrap();
+    let other = globex.of::<Vm>().create(&small_vm("web")).await.unwrap();
     assert_ne!(vm.id, other.id);
-    let (id, query) = (vm.id.as_str(), VmQuery::default());
-    let forged = VmQuery { tenant: Some("acme".to_owned()) };
+    let (id, query) = (vm.id.as_str(), TenantQuery::default());
+    let forged = TenantQuery { tenant: Some("acme".to_owned()) };
     for refused in [
-        problem(globex.vm(id, &query).await),
-        problem(globex.vm(id, &forged).await),
+        problem(globex.of::<Vm>().within(query.tenant.as_deref()).get(id).await),
+        problem(globex.of::<Vm>().within(forged.tenant.as_deref()).get(id).await),
         problem(globex.stop_vm(id, &query).await),
         problem(globex.start_vm(id, &query).await),
-        problem(globex.remove_vm(id, &query).await),
+        problem(globex.of::<Vm>().within(query.tenant.as_deref()).remove(id).await),
         problem(globex.explain(&format!("vm/{id}"), &query).await),
         problem(globex.console(id, &query).await.map(|_| ())),
     ] {
         assert_eq!(refused.status, 404, "{refused}");
     }
-    let refused = problem(globex.create_vm(&CreateVm { tenant: Some("acme".to_owned()), ..small_vm("x") }).await);
+    let refused =
+        problem(globex.of::<Vm>().create(&CreateVm { tenant: Some("acme".to_owned()), ..small_vm("x") }).await);
     assert_eq!((refused.status, refused.field.as_deref()), (422, Some("tenant")));
-    let seen: Vec<_> = globex.vms(&VmListQuery::default()).await.unwrap().items.into_iter().map(|vm| vm.id).collect();
+    let seen: Vec<_> =
+        globex.of::<Vm>().list(&ListQuery::default()).await.unwrap().items.into_iter().map(|vm| vm.id).collect();
     assert_eq!(seen, vec![other.id]);
     let events = globex.events(&EventQuery::default()).await.unwrap().items;
     assert!(!events.is_empty());
@@ -141,9 +152,9 @@ async fn another_tenants_vm_does_not_exist() {
 
     // An operator must say whose, where a name is not unique.
     let operator = cluster.operator();
-    assert_eq!(problem(operator.vm("web", &query).await).status, 409);
-    assert_eq!(operator.vm("web", &forged).await.unwrap().id, vm.id);
-    assert_eq!(operator.vms(&VmListQuery::default()).await.unwrap().items.len(), 2);
+    assert_eq!(problem(operator.of::<Vm>().within(query.tenant.as_deref()).get("web").await).status, 409);
+    assert_eq!(operator.of::<Vm>().within(forged.tenant.as_deref()).get("web").await.unwrap().id, vm.id);
+    assert_eq!(operator.of::<Vm>().list(&ListQuery::default()).await.unwrap().items.len(), 2);
 }
 
 /// Method, path, content type, body; expected status and field.
@@ -219,11 +230,14 @@ fn bad_requests() -> Vec<BadRequest> {
 #[tokio::test]
 async fn bad_requests_are_refused_by_name_and_change_nothing() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.host("h1").await;
-    cluster.tenant("acme").await;
-    cluster.image("small").await;
+    let _agent = cluster.of::<Host>().get("h1").await;
+    cluster.of::<Tenant>().get("acme").await;
+    cluster.of::<Image>().get("small").await;
     let operator = cluster.operator();
-    eventually("h1 is known", async || operator.host("h1").await.ok().filter(|host| host.capacity.is_some())).await;
+    eventually("h1 is known", async || {
+        operator.of::<Host>().get("h1").await.ok().filter(|host| host.capacity.is_some())
+    })
+    .await;
     let policy = operator.policy().await.unwrap();
     let raw = cluster.raw();
     for (method, path, content_type, body, status, field) in bad_requests() {
@@ -241,31 +255,31 @@ async fn bad_requests_are_refused_by_name_and_change_nothing() {
         assert_eq!((problem.status, problem.field.as_deref()), (status, field), "{what}: {problem}");
         assert!(problem.detail.len() > 10, "{what}: {problem:?}");
     }
-    assert_eq!(operator.tenants().await.unwrap().items.len(), 1);
-    assert!(operator.vms(&VmListQuery::default()).await.unwrap().items.is_empty());
-    assert_eq!(operator.images().await.unwrap().items.len(), 1);
+    assert_eq!(operator.of::<Tenant>().all().await.unwrap().items.len(), 1);
+    assert!(operator.of::<Vm>().list(&ListQuery::default()).await.unwrap().items.is_empty());
+    assert_eq!(operator.of::<Image>().all().await.unwrap().items.len(), 1);
     assert_eq!(operator.policy().await.unwrap().value, policy.value);
 }
 
 #[tokio::test]
 async fn a_name_twice_is_a_conflict() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.host("h1").await;
-    let acme = cluster.tenant("acme").await;
-    cluster.image("small").await;
+    let _agent = cluster.of::<Host>().get("h1").await;
+    let acme = cluster.of::<Tenant>().get("acme").await;
+    cluster.of::<Image>().get("small").await;
     let operator = cluster.operator();
-    eventually("a host is known", async || acme.create_vm(&small_vm("web")).await.ok()).await;
+    eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
     let token = CreateToken { id: Some("ci".to_owned()), role: RoleName::Operator, tenant: None, expires_s: None };
     operator.create_token(&token).await.unwrap();
     let file = cluster.dir.path().join("kernel");
-    let refused = problem(operator.create_tenant(&CreateTenant { id: "acme".to_owned() }).await);
+    let refused = problem(operator.of::<Tenant>().create(&CreateTenant { id: "acme".to_owned() }).await);
     assert_eq!((refused.status, refused.field.as_deref()), (409, Some("id")));
     for refused in [
-        problem(acme.create_vm(&small_vm("web")).await),
+        problem(acme.of::<Vm>().create(&small_vm("web")).await),
         problem(operator.create_token(&token).await),
         problem(operator.stage_image_file("small", ImagePart::Kernel, &file, |_| ()).await),
-        problem(operator.remove_image("small").await),
-        problem(operator.remove_tenant("acme").await),
+        problem(operator.of::<Image>().remove("small").await),
+        problem(operator.of::<Tenant>().remove("acme").await),
     ] {
         assert_eq!(refused.status, 409, "{refused}");
     }
@@ -274,25 +288,27 @@ async fn a_name_twice_is_a_conflict() {
 #[tokio::test]
 async fn a_request_repeated_with_its_key_gives_the_first_answer() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.host("h1").await;
-    let acme = cluster.tenant("acme").await;
-    cluster.image("small").await;
-    eventually("a host is known", async || cluster.operator().host("h1").await.ok().filter(|h| h.capacity.is_some()))
-        .await;
+    let _agent = cluster.of::<Host>().get("h1").await;
+    let acme = cluster.of::<Tenant>().get("acme").await;
+    cluster.of::<Image>().get("small").await;
+    eventually("a host is known", async || {
+        cluster.operator().of::<Host>().get("h1").await.ok().filter(|h| h.capacity.is_some())
+    })
+    .await;
     let keyed = acme.with_idempotency_key("key-1").unwrap();
-    let first = keyed.create_vm(&small_vm("web")).await.unwrap();
-    let again = keyed.create_vm(&small_vm("web")).await.unwrap();
+    let first = keyed.of::<Vm>().create(&small_vm("web")).await.unwrap();
+    let again = keyed.of::<Vm>().create(&small_vm("web")).await.unwrap();
     assert_eq!(again.id, first.id);
-    let other = problem(keyed.create_vm(&small_vm("mail")).await);
+    let other = problem(keyed.of::<Vm>().create(&small_vm("mail")).await);
     assert_eq!((other.status, other.field.as_deref()), (422, Some("Idempotency-Key")));
-    assert_eq!(acme.vms(&VmListQuery::default()).await.unwrap().items.len(), 1);
+    assert_eq!(acme.of::<Vm>().list(&ListQuery::default()).await.unwrap().items.len(), 1);
 
     // A secret is told once; the repetition makes no second token.
     let operator = cluster.operator().with_idempotency_key("key-2").unwrap();
     let ask = CreateToken { id: Some("ci".to_owned()), role: RoleName::Operator, tenant: None, expires_s: None };
     operator.create_token(&ask).await.unwrap();
     problem(operator.create_token(&ask).await);
-    let tokens = operator.tokens().await.unwrap().items;
+    let tokens = operator.of::<ApiToken>().all().await.unwrap().items;
     assert_eq!(tokens.iter().filter(|token| token.id.as_str() == "ci").count(), 1);
 
     // An image's files are gone from the staging area by then; the answer is remembered all the same.
@@ -320,8 +336,8 @@ async fn a_condition_that_no_longer_holds_is_refused() {
     let now = operator.policy().await.unwrap();
     assert_eq!(now.value, changed);
     assert!(now.revision.unwrap() > revision);
-    operator.create_tenant(&CreateTenant { id: "acme".to_owned() }).await.unwrap();
-    let refused = problem(operator.with_if_match(Revision(1_000_000)).remove_tenant("acme").await);
+    operator.of::<Tenant>().create(&CreateTenant { id: "acme".to_owned() }).await.unwrap();
+    let refused = problem(operator.with_if_match(Revision(1_000_000)).of::<Tenant>().remove("acme").await);
     assert_eq!(refused.status, 412, "{refused}");
 
     let url = format!("{}/v1/policy", cluster.server());
@@ -371,7 +387,7 @@ async fn an_image_is_what_was_uploaded() {
     let files = left.iter().filter_map(|dir| std::fs::read_dir(dir.path()).ok()).flatten().count();
     assert_eq!(files, 0);
 
-    operator.remove_image("big").await.unwrap();
+    operator.of::<Image>().remove("big").await.unwrap();
     assert!(!images.join("big").exists());
 }
 
@@ -379,7 +395,7 @@ async fn an_image_is_what_was_uploaded() {
 async fn events_are_streamed_and_resumed_without_loss() {
     let cluster = Cluster::start().await;
     let operator = cluster.operator();
-    let make = async |id: &str| operator.create_tenant(&CreateTenant { id: id.to_owned() }).await.unwrap();
+    let make = async |id: &str| operator.of::<Tenant>().create(&CreateTenant { id: id.to_owned() }).await.unwrap();
     make("one").await;
     let before = operator.events(&EventQuery::default()).await.unwrap().items.last().unwrap().seq;
     let mut stream = Box::pin(operator.event_stream(EventStreamStart { after: Some(before), object: None }));
@@ -438,12 +454,15 @@ async fn too_many_event_streams_are_refused() {
 async fn a_console_carries_bytes_both_ways() {
     use drover_api::client::ConsoleOutput;
     let cluster = Cluster::start().await;
-    let _agent = cluster.host("h1").await;
-    let acme = cluster.tenant("acme").await;
-    cluster.image("small").await;
-    let query = VmQuery::default();
-    eventually("a host is known", async || acme.create_vm(&small_vm("web")).await.ok()).await;
-    eventually("running", async || acme.vm("web", &query).await.ok().filter(|vm| vm.phase == "running")).await;
+    let _agent = cluster.of::<Host>().get("h1").await;
+    let acme = cluster.of::<Tenant>().get("acme").await;
+    cluster.of::<Image>().get("small").await;
+    let query = TenantQuery::default();
+    eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
+    eventually("running", async || {
+        acme.of::<Vm>().within(query.tenant.as_deref()).get("web").await.ok().filter(|vm| vm.phase == "running")
+    })
+    .await;
     let mut console = acme.console("web", &query).await.unwrap();
     let heard = console.reader.read().await.unwrap();
     assert!(matches!(heard, ConsoleOutput::Bytes(bytes) if bytes == b"login: "));
@@ -458,23 +477,23 @@ async fn a_console_carries_bytes_both_ways() {
 #[tokio::test]
 async fn what_was_acknowledged_survives_a_kill() {
     let mut cluster = Cluster::start().await;
-    let agent = cluster.host("h1").await;
-    let acme = cluster.tenant("acme").await;
-    cluster.image("small").await;
-    let vm = eventually("a host is known", async || acme.create_vm(&small_vm("web")).await.ok()).await;
+    let agent = cluster.of::<Host>().get("h1").await;
+    let acme = cluster.of::<Tenant>().get("acme").await;
+    cluster.of::<Image>().get("small").await;
+    let vm = eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
     cluster.operator().patch_policy(&json!({"mode": "propose"})).await.unwrap();
-    let tokens = cluster.operator().tokens().await.unwrap().items.len();
+    let tokens = cluster.operator().of::<ApiToken>().all().await.unwrap().items.len();
     let ca = cluster.ca_pem();
     drop(agent);
     cluster.kill_and_start().await;
     assert_eq!(cluster.ca_pem(), ca);
     let operator = cluster.operator();
-    let found = operator.vm(vm.id.as_str(), &VmQuery::default()).await.unwrap();
+    let found = operator.of::<Vm>().get(vm.id.as_str()).await.unwrap();
     assert_eq!((found.name, found.tenant), (vm.name, vm.tenant));
     assert_eq!(operator.policy().await.unwrap().value.mode, drover_model::policy::Mode::Propose);
     // No second operator token was made.
-    assert_eq!(operator.tokens().await.unwrap().items.len(), tokens);
-    assert_eq!(operator.hosts().await.unwrap().items.len(), 1);
+    assert_eq!(operator.of::<ApiToken>().all().await.unwrap().items.len(), tokens);
+    assert_eq!(operator.of::<Host>().all().await.unwrap().items.len(), 1);
     let kinds: BTreeSet<String> =
         operator.events(&EventQuery::default()).await.unwrap().items.into_iter().map(|event| event.kind).collect();
     assert!(kinds.contains("vm-created"), "{kinds:?}");
@@ -483,7 +502,7 @@ async fn what_was_acknowledged_survives_a_kill() {
 #[tokio::test]
 async fn metrics_show_hosts_vms_and_commits() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.host("h1").await;
+    let _agent = cluster.of::<Host>().get("h1").await;
     let page = eventually("a host is up", async || {
         cluster.operator().metrics().await.ok().filter(|page| page.contains("drover_hosts{state=\"up\"} 1"))
     })
@@ -560,7 +579,7 @@ async fn a_stream_ends_when_its_token_is_removed() {
     let url = format!("{}/v1/events", cluster.server());
     let request = cluster.raw().get(url).bearer_auth(token).header("accept", "text/event-stream");
     let mut response = request.send().await.unwrap();
-    operator.remove_token("ci").await.unwrap();
+    operator.of::<ApiToken>().remove("ci").await.unwrap();
     let mut heard = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
         heard.extend_from_slice(&chunk);
@@ -572,7 +591,7 @@ async fn a_stream_ends_when_its_token_is_removed() {
 #[tokio::test]
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
     let cluster = Cluster::with("[limits]\nimage_file_bytes_max = 100000").await;
-    let acme = cluster.tenant("acme").await;
+    let acme = cluster.of::<Tenant>().get("acme").await;
     let file = cluster.dir.path().join("disk");
     std::fs::write(&file, vec![7; 20 << 20]).unwrap();
     for _ in 0..10 {
@@ -581,6 +600,6 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
         let forbidden = acme.stage_image_file("big", ImagePart::Disk, &file, |_| ()).await;
         assert_eq!(problem(forbidden).status, 403);
         let create = CreateTenant { id: "x".repeat(20 << 20) };
-        assert_eq!(problem(cluster.operator().create_tenant(&create).await).status, 413);
+        assert_eq!(problem(cluster.operator().of::<Tenant>().create(&create).await).status, 413);
     }
 }

@@ -4,16 +4,17 @@ use crate::support::{Cluster, DEADLINE, Identity, eventually, facts, hello};
 use drover_api::agent::{FromAgent, Hello, PROTOCOL_VERSION, ToAgent};
 use drover_api::join::JoinTokenText;
 use drover_api::v1::CreateJoinToken;
+use drover_model::intent::Host;
 use drover_model::world::HostState;
 use rcgen::{CertificateParams, DnType, KeyPair};
 
 #[tokio::test]
 async fn a_host_joins_connects_and_is_up() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.host("h1").await;
+    let _agent = cluster.of::<Host>().get("h1").await;
     let operator = cluster.operator();
     let host = eventually("h1 is up", async || {
-        operator.host("h1").await.ok().filter(|host| host.state == HostState::Up && host.load.is_some())
+        operator.of::<Host>().get("h1").await.ok().filter(|host| host.state == HostState::Up && host.load.is_some())
     })
     .await;
     assert!(host.connected);
@@ -131,8 +132,9 @@ async fn a_removed_host_is_disconnected_and_refused_until_it_joins_again() {
     link.say(hello(&identity.host)).await;
     assert!(matches!(link.hear().await, Some(ToAgent::Welcome(_))));
     let operator = cluster.operator();
-    eventually("h1 is connected", async || operator.host("h1").await.ok().filter(|host| host.connected)).await;
-    operator.remove_host("h1").await.unwrap();
+    eventually("h1 is connected", async || operator.of::<Host>().get("h1").await.ok().filter(|host| host.connected))
+        .await;
+    operator.of::<Host>().remove("h1").await.unwrap();
     assert!(link.refusal().await.contains("removed"));
 
     let mut link = cluster.dial(Some(&identity)).await.unwrap();
@@ -153,7 +155,7 @@ async fn a_newer_connection_of_a_host_takes_the_place_of_the_older() {
     newer.say(hello(&identity.host)).await;
     assert!(matches!(newer.hear().await, Some(ToAgent::Welcome(_))));
     assert!(older.refusal().await.contains("newer connection"));
-    assert!(cluster.operator().host("h1").await.unwrap().connected);
+    assert!(cluster.operator().of::<Host>().get("h1").await.unwrap().connected);
 }
 
 #[tokio::test]
@@ -165,7 +167,10 @@ async fn a_silent_agent_is_disconnected() {
     assert!(matches!(link.hear().await, Some(ToAgent::Welcome(_))));
     // Nobody reads this side, so nobody answers the server's pings.
     let operator = cluster.operator();
-    eventually("h1 is disconnected", async || operator.host("h1").await.ok().filter(|host| !host.connected)).await;
+    eventually("h1 is disconnected", async || {
+        operator.of::<Host>().get("h1").await.ok().filter(|host| !host.connected)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -200,7 +205,7 @@ async fn no_more_agents_connect_than_allowed() {
     // It waits in the kernel's queue while the first is served and heard.
     let operator = cluster.operator();
     let first_is_up = eventually("h1 is up", async || {
-        operator.host("h1").await.ok().filter(|host| host.state == HostState::Up && host.load.is_some())
+        operator.of::<Host>().get("h1").await.ok().filter(|host| host.state == HostState::Up && host.load.is_some())
     });
     tokio::select! {
         _ = &mut second => panic!("a second connection was served"),

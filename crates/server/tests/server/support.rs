@@ -7,6 +7,7 @@ use drover_api::problem::Problem;
 use drover_api::v1::{CreateImage, CreateJoinToken, CreateTenant, CreateToken, CreateVm, ImagePart, RoleName};
 use drover_model::command::{Command, CommandOutcome};
 use drover_model::intent::Nic;
+use drover_model::intent::Tenant;
 use drover_model::inventory::{Accelerator, Capacity, HostFacts, VmInventory, VmState};
 use drover_model::load::{HostSample, VmSample};
 use drover_model::network::HostNetwork;
@@ -107,7 +108,7 @@ impl Cluster {
     /// A tenant, and a client that speaks for it.
     pub async fn tenant(&self, id: &str) -> Client {
         let operator = self.operator();
-        operator.create_tenant(&CreateTenant { id: id.to_owned() }).await.unwrap();
+        operator.of::<Tenant>().create(&CreateTenant { id: id.to_owned() }).await.unwrap();
         let ask = CreateToken { id: None, role: RoleName::Tenant, tenant: Some(id.to_owned()), expires_s: None };
         let created = operator.create_token(&ask).await.unwrap();
         self.client(Some(created.token))

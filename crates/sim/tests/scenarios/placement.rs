@@ -1,7 +1,7 @@
 //! Rules of placement and what is said of hosts: who may write them, and that moves keep them.
 
 use crate::scene::*;
-use drover_control::interface::{Action, RefusalKind};
+use drover_control::interface::{Action, ObjectKey, RefusalKind};
 use drover_model::intent::HostAttributes;
 use drover_model::placement::{HostSet, PlacementRule, RuleKind, Scope};
 use drover_model::policy::{Mode, PowerCurve};
@@ -110,14 +110,14 @@ fn a_rule_forgets_vms_that_are_gone_and_holds_on_to_its_hosts() {
     let hosts = HostSet { hosts: [host_id(1)].into(), ..HostSet::default() };
     scene.ask(rule("off", &[&a], RuleKind::NotOn { hosts })).unwrap();
     scene.ask(rule("apart", &[&a, &b], RuleKind::Apart { within: Scope::Host })).unwrap();
-    let refusal = scene.ask(Action::RemoveHost { host: host_id(1) }).unwrap_err();
+    let refusal = scene.ask(Action::Remove { key: ObjectKey::of::<Host>(&host_id(1)) }).unwrap_err();
     assert!(refusal.detail.contains("placement rule off names h2"), "{refusal}");
     scene.ask(Action::RemoveVm { vm: a.clone() }).unwrap();
     scene.wait("it is gone", |cluster| cluster.control().is_some_and(|control| control.vm(&a).is_none()));
     let left: Vec<(RuleId, Vec<VmId>)> =
         rules(&scene.cluster).into_iter().map(|rule| (rule.id, rule.vms.into_iter().collect())).collect();
     assert_eq!(left, [("apart".parse().unwrap(), vec![b])]);
-    scene.ask(Action::RemoveHost { host: host_id(1) }).unwrap();
+    scene.ask(Action::Remove { key: ObjectKey::of::<Host>(&host_id(1)) }).unwrap();
 }
 
 #[test]

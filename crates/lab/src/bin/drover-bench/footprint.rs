@@ -11,6 +11,8 @@ use drover_lab::config::HostSize;
 use drover_lab::vms::{self, GuestImage, NewVm, RunningVm};
 use drover_lab::{Lab, LabOptions, LabOutcome, process};
 use drover_model::HostId;
+use drover_model::intent::Host;
+use drover_model::intent::Tenant;
 use drover_model::policy::Policy;
 use std::time::{Duration, Instant};
 
@@ -65,7 +67,7 @@ pub fn measure(span: Duration) -> Result<Report> {
 
 async fn boot(lab: &Lab, host: &HostId) -> Result<()> {
     GuestImage::find()?.upload(lab.cluster.client()).await?;
-    lab.cluster.create_tenant(TENANT).await?;
+    lab.cluster.of::<Tenant>().create(TENANT).await?;
     for number in 1..=VMS {
         println!("booting vm {number} of {VMS} on {host}");
         let small = NewVm::small(TENANT, &format!("idle-{number}"), number);
@@ -82,7 +84,8 @@ async fn wait_for_calm(lab: &Lab, host: &HostId, below: f64, for_so_long: Durati
     let what = format!("the vms of {host} want less than {:.0} % of it", below * 100.0);
     lab.cluster
         .wait_for(&what, CALM_WAIT_MAX, async || {
-            let view = client.host(host.as_str()).await.with_context(|| format!("can't read host {host}"))?;
+            let view =
+                client.of::<Host>().get(host.as_str()).await.with_context(|| format!("can't read host {host}"))?;
             let share = match (view.load, view.capacity) {
                 (Some(load), Some(capacity)) => load.cpu_wanted_millis as f64 / capacity.cpu_millis.max(1) as f64,
                 _ => return Ok(None),

@@ -11,6 +11,9 @@ use drover_lab::Lab;
 use drover_lab::config::HostSize;
 use drover_lab::probe::{GuestLoad, verify_guest};
 use drover_lab::vms::{GuestImage, LabVm, NewVm};
+use drover_model::intent::Host;
+use drover_model::intent::Tenant;
+use drover_model::plan::PlanRecord;
 use drover_model::plan::Scenario;
 use drover_model::policy::{Aim, KOfN, Mode, Policy};
 use drover_model::world::HostState;
@@ -92,7 +95,7 @@ pub async fn play(lab: &mut Lab, teller: &mut Teller) -> Result<Summary> {
     teller.say("three hosts are up; two tenants make eight vms, which boot now");
     GuestImage::find()?.upload(lab.cluster.client()).await?;
     for tenant in ["acme", "globex"] {
-        lab.cluster.create_tenant(tenant).await?;
+        lab.cluster.of::<Tenant>().create(tenant).await?;
     }
     let mut made = Vec::new();
     // One a host at a time: a guest that boots takes all its host has, and placement goes by what is measured.
@@ -101,7 +104,7 @@ pub async fn play(lab: &mut Lab, teller: &mut Teller) -> Result<Summary> {
         let client = lab.cluster.client();
         lab.cluster
             .wait_for("the hosts have calmed down", PART_MAX, async || {
-                let hosts = client.hosts().await?.items;
+                let hosts = client.of::<Host>().all().await?.items;
                 Ok(hosts.iter().all(|host| wanted(host).is_some_and(|share| share < BOOTED_BELOW)).then_some(()))
             })
             .await?;
@@ -346,7 +349,7 @@ impl Day<'_> {
         let deadline = Instant::now() + PART_MAX;
         loop {
             let moving = self.wait_for("a look", |snapshot| Some(snapshot.migrations.iter().any(|m| !m.over))).await?;
-            let plans = client.plans().await.context("the server does not answer")?.items;
+            let plans = client.of::<PlanRecord>().all().await.context("the server does not answer")?.items;
             let busy = plans.iter().any(|plan| ["running", "settling"].contains(&plan.state.as_str()));
             if !moving && !busy {
                 return Ok(());

@@ -5,11 +5,13 @@ use super::site_network::SiteNetwork;
 use super::workloads::Workload;
 use anyhow::{Context, Result, ensure};
 use drover_api::client::Client;
-use drover_api::v1::{CreateImage, CreateVm, ImagePart, MigrateVm, MigrationView, StrategyView, VmQuery, VmView};
+use drover_api::v1::{CreateImage, CreateVm, ImagePart, MigrateVm, MigrationView, StrategyView, TenantQuery, VmView};
 use drover_lab::Lab;
 use drover_lab::limits::GUESTS_UP_WAIT_MAX;
 use drover_lab::place::Place;
 use drover_lab::vms::{self, GuestImage, KERNEL_CMDLINE};
+use drover_model::intent::Vm;
+use drover_model::migration::MigrationRecord;
 use drover_model::{HostId, VmId};
 use std::net::IpAddr;
 use std::path::Path;
@@ -73,11 +75,11 @@ impl Managed {
             ..CreateVm::default()
         };
         let client = lab.cluster.client().clone();
-        let made = client.create_vm(&ask).await.with_context(|| format!("can't make the vm of {workload}"))?;
+        let made = client.of::<Vm>().create(&ask).await.with_context(|| format!("can't make the vm of {workload}"))?;
         let vm = Self { client, place: lab.place().clone(), id: made.id, hosts: hosts.clone(), address: network.vm()? };
         lab.cluster
             .wait_for("drover runs the vm", GUESTS_UP_WAIT_MAX, async || {
-                let view = vm.client.vm(vm.id.as_str(), &VmQuery::default()).await?;
+                let view = vm.client.of::<Vm>().get(vm.id.as_str()).await?;
                 ensure!(view.phase != "failed", "the vm failed: {:?}", view.why);
                 Ok((view.phase == "running").then_some(()))
             })
@@ -86,7 +88,7 @@ impl Managed {
     }
 
     async fn view(&self) -> Result<VmView> {
-        self.client.vm(self.id.as_str(), &VmQuery::default()).await.context("can't read the vm")
+        self.client.of::<Vm>().get(self.id.as_str()).await.context("can't read the vm")
     }
 
     pub async fn host(&self) -> Result<HostId> {
@@ -106,7 +108,7 @@ impl Managed {
         let from = self.host().await?;
         let to = self.hosts.iter().find(|host| **host != from).context("a vm has two hosts here")?;
         let ask = MigrateVm { to: Some(to.to_string()), ..MigrateVm::default() };
-        let mut id = match self.client.migrate_vm(self.id.as_str(), &VmQuery::default(), &ask).await {
+        let mut id = match self.client.migrate_vm(self.id.as_str(), &TenantQuery::default(), &ask).await {
             Ok(view) => view.id,
             Err(refused) => {
                 let outcome = Outcome { why: Some(format!("refused: {refused:#}")), ..Outcome::default() };
@@ -117,7 +119,8 @@ impl Managed {
         let mut cancelled = false;
         let mut tried_for_ms = 0;
         let view = loop {
-            let view = self.client.migration(id).await.context("can't read the migration")?;
+            let view =
+                self.client.of::<MigrationRecord>().get(&id.to_string()).await.context("can't read the migration")?;
             if view.over {
                 // A pre-copy that would not end is followed by a post-copy, and both are one move to whoever waits.
                 let Some(next) = self.view().await?.migration.filter(|_| view.phase == "failed") else { break view };
@@ -140,7 +143,7 @@ impl Managed {
     }
 
     pub async fn remove(self) -> Result<()> {
-        self.client.remove_vm(self.id.as_str(), &VmQuery::default()).await.context("can't remove the vm")?;
+        self.client.of::<Vm>().remove(self.id.as_str()).await.context("can't remove the vm")?;
         let deadline = Instant::now() + CANCEL_WAIT_MAX;
         while vms::running(&self.place).iter().any(|running| running.vm == self.id) {
             ensure!(Instant::now() < deadline, "the vm is not gone {} s after its removal", CANCEL_WAIT_MAX.as_secs());

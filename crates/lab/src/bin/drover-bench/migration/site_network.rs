@@ -7,6 +7,8 @@ use drover_api::v1::{CreateNetwork, CreatePort, TenantQuery};
 use drover_lab::config::NETWORK;
 use drover_lab::{Lab, net};
 use drover_model::HostId;
+use drover_model::network::Network;
+use drover_model::network::Port;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -52,7 +54,7 @@ impl SiteNetwork {
             subnet: SUBNET.to_owned(),
             ..CreateNetwork::default()
         };
-        client.create_network(&network).await?;
+        client.of::<Network>().create(&network).await?;
         let port = CreatePort {
             name: PORT.to_owned(),
             network: OVERLAY.to_owned(),
@@ -62,11 +64,11 @@ impl SiteNetwork {
             address: Some(PORT_ADDRESS.to_owned()),
             ..CreatePort::default()
         };
-        client.create_port(&port).await?;
+        client.of::<Port>().create(&port).await?;
         let whose = TenantQuery { tenant: Some(TENANT.to_owned()) };
         lab.cluster
             .wait_for("the clients' host has its port", APPLIED_WAIT_MAX, async || {
-                let view = client.network(OVERLAY, &whose).await?;
+                let view = client.of::<Network>().within(whose.tenant.as_deref()).get(OVERLAY).await?;
                 let host = view.hosts.into_iter().flatten().find(|host| host.host == *clients);
                 Ok(host.filter(|host| host.applied).map(drop))
             })

@@ -1,0 +1,91 @@
+//! Tenants: cloud consumers, and how much each may have.
+
+use super::{Context, Reading, Resource};
+use crate::interface::{Refusal, RefusalKind};
+use drover_model::TenantName;
+use drover_model::intent::{ApiToken, Quota, Tenant, Vm};
+use drover_model::kind::{Kind, ObjectKey, Versioned};
+use drover_model::v1::{CreateTenant, TenantSettings, TenantView};
+
+impl Resource for Tenant {
+    /// Its tokens: nobody could speak for it any more.
+    const GO_WITH_IT: &'static [&'static str] = &[ApiToken::NAME];
+
+    fn create(context: &mut Context, create: CreateTenant) -> Result<Self, Refusal> {
+        let CreateTenant { name, labels, quota } = create;
+        let id = format!("tn-{}", context.fresh);
+        let id = id.parse().map_err(|error: drover_model::BadName| Refusal::invalid("id", error.to_string()))?;
+        Ok(Self { id, name, created_at: context.now, labels, quota })
+    }
+
+    fn settings(&self) -> Option<TenantSettings> {
+        Some(TenantSettings { labels: self.labels.clone(), quota: self.quota })
+    }
+
+    fn patch(&self, _context: &mut Context, settings: TenantSettings) -> Result<Self, Refusal> {
+        let TenantSettings { labels, quota } = settings;
+        Ok(Self { labels, quota, ..self.clone() })
+    }
+
+    fn removed(&self, context: &mut Context) {
+        let key = self.object_key();
+        let tokens: Vec<_> =
+            context.control.tables.api_tokens.referring_to(&key).map(|token| token.id.clone()).collect();
+        for token in tokens {
+            context.control.tables.remove::<ApiToken>(&token);
+        }
+    }
+
+    fn view(&self, reading: Reading) -> TenantView {
+        Versioned { object: self.clone(), revision: reading.revision }
+    }
+}
+
+/// What a request would add to what a tenant has.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    pub vms: u64,
+    pub vcpus: u64,
+    pub memory_mib: u64,
+    pub networks: u64,
+    pub security_groups: u64,
+    pub tokens: u64,
+}
+
+impl Context<'_> {
+    /// The tenant is there, and what is wanted fits into its quota.
+    pub fn within_quota(&self, tenant: &TenantName, wanted: Wanted) -> Result<(), Refusal> {
+        let tables = &self.control.tables;
+        let row = tables.get::<Tenant>(tenant);
+        let unknown = || Refusal::not_found(format!("there is no tenant {tenant}")).at("tenant");
+        let Quota { vms, vcpus, memory_mib, networks, security_groups, tokens } = row.ok_or_else(unknown)?.quota;
+        let key = ObjectKey::of::<Tenant>(tenant);
+        let own_vms = || tables.vms.referring_to(&key).filter(|vm| !vm.deleting);
+        let used_vcpus = |_: &()| own_vms().map(|vm: &Vm| u64::from(vm.spec.vcpus)).sum::<u64>();
+        let used_mib = |_: &()| own_vms().map(|vm: &Vm| vm.spec.memory.0 >> 20).sum::<u64>();
+        let checks: [(&str, u64, u64, &dyn Fn(&()) -> u64); 6] = [
+            ("vms", wanted.vms, vms, &|()| own_vms().count() as u64),
+            ("vcpus", wanted.vcpus, vcpus, &used_vcpus),
+            ("MiB of memory", wanted.memory_mib, memory_mib, &used_mib),
+            ("networks", wanted.networks, networks, &|()| tables.networks.count_referring_to(&key) as u64),
+            ("security groups", wanted.security_groups, security_groups, &|()| {
+                tables.security_groups.referring_to(&key).count() as u64
+            }),
+            ("tokens", wanted.tokens, tokens, &|()| tables.api_tokens.count_referring_to(&key) as u64),
+        ];
+        for (what, wanted, most, used) in checks {
+            if wanted == 0 {
+                continue;
+            }
+            let used = used(&());
+            if used.saturating_add(wanted) > most {
+                let detail = format!(
+                    "tenant {tenant} has {used} of at most {most} {what}, and this asks for {wanted} more: remove \
+                     some, or ask an operator for a larger quota"
+                );
+                return Err(Refusal::new(RefusalKind::Conflict, detail));
+            }
+        }
+        Ok(())
+    }
+}

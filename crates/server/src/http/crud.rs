@@ -1,0 +1,239 @@
+//! The routes that every kind of object has: list, get, create, patch, remove; their description with them.
+//!
+//! A kind's own verbs stand in a file of its own. What is asked for is decided in `control::kinds`.
+
+use super::Api;
+use super::condition::{Conditions, object};
+use super::problem::Failure;
+use super::read::{At, Body, Caller, MergePatch, Params, optional_name};
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::{MethodRouter, delete, get, patch, post};
+use drover_api::v1::{List, ListQuery, MERGE_PATCH, TenantQuery};
+use drover_control::interface::{Action, Actor, Reply};
+use drover_control::kinds::{Drafted, Resource};
+use drover_model::TenantName;
+use drover_model::kind::ObjectKey;
+use utoipa::openapi::path::{HttpMethod, Operation, OperationBuilder, ParameterBuilder, ParameterIn, PathItem, Paths};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Required, ResponseBuilder, Schema};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+
+/// The routes of a kind that can be made by its draft alone.
+pub(super) fn all_routes<K: Drafted>() -> OpenApiRouter<Api> {
+    let described = Described::of::<K>();
+    let create = described.operation("create", "A new ", "").request_body(Some(body::<K::Create>("application/json")));
+    routes::<K>().routes(described.route::<K::Create>(
+        "",
+        HttpMethod::Post,
+        answers::<K::View>(create, "201", "It was made"),
+        post(create_one::<K>),
+    ))
+}
+
+/// The routes of any kind, but for what it does not have.
+pub(super) fn routes<K: Resource>() -> OpenApiRouter<Api> {
+    let described = Described::of::<K>();
+    let list = described
+        .operation("list", "Those that the caller may see: ", "s")
+        .parameters(Some(ListQuery::into_params(|| Some(ParameterIn::Query))));
+    let mut router = OpenApiRouter::new()
+        .routes(described.route::<List<K::View>>(
+            "",
+            HttpMethod::Get,
+            answers::<List<K::View>>(list, "200", "Those that match"),
+            get(list_all::<K>),
+        ))
+        .routes(described.route::<K::View>(
+            "/{ref}",
+            HttpMethod::Get,
+            answers::<K::View>(described.one("get", "One "), "200", "As it is now"),
+            get(get_one::<K>),
+        ));
+    if K::PATCHABLE {
+        let patched = described.one("patch", "Change settings by a JSON merge patch (RFC 7396): ");
+        let patched = patched.request_body(Some(body::<K::Settings>(MERGE_PATCH)));
+        router = router.routes(described.route::<K::Settings>(
+            "/{ref}",
+            HttpMethod::Patch,
+            answers::<K::View>(patched, "200", "As it is now"),
+            patch(patch_one::<K>),
+        ));
+    }
+    if K::REMOVABLE {
+        let gone = ResponseBuilder::new().description("It is gone").build();
+        router = router.routes(described.route::<K::View>(
+            "/{ref}",
+            HttpMethod::Delete,
+            described.one("remove", "Remove one ").response("204", gone),
+            delete(remove_one::<K>),
+        ));
+    }
+    router
+}
+
+/// What the description of a kind's routes has in common.
+struct Described {
+    title: &'static str,
+    plural: &'static str,
+    tag: &'static str,
+}
+
+impl Described {
+    fn of<K: Resource>() -> Self {
+        Self { title: K::TITLE, plural: K::PLURAL, tag: K::TAG }
+    }
+
+    fn operation(&self, verb: &str, before: &str, after: &str) -> OperationBuilder {
+        let id = format!("{verb}_{}", self.plural.replace('-', "_"));
+        let summary = format!("{before}{}{after}", self.title);
+        OperationBuilder::new().tag(self.tag).operation_id(Some(id)).summary(Some(summary))
+    }
+
+    fn one(&self, verb: &str, before: &str) -> OperationBuilder {
+        let reference = ParameterBuilder::new()
+            .name("ref")
+            .parameter_in(ParameterIn::Path)
+            .required(Required::True)
+            .description(Some("Its id or name"))
+            .schema(Some(ObjectBuilder::new().schema_type(Type::String)));
+        let operation = self.operation(verb, before, "").parameter(reference);
+        operation.parameters(Some(TenantQuery::into_params(|| Some(ParameterIn::Query))))
+    }
+
+    fn route<T: ToSchema>(
+        &self,
+        below: &str,
+        method: HttpMethod,
+        operation: OperationBuilder,
+        router: MethodRouter<Api>,
+    ) -> (Vec<(String, RefOr<Schema>)>, Paths, MethodRouter<Api>) {
+        let operation: Operation = operation.build();
+        let mut paths = Paths::new();
+        paths.paths.insert(format!("/v1/{}{below}", self.plural), PathItem::new(method, operation));
+        let mut schemas = vec![(T::name().into_owned(), T::schema())];
+        T::schemas(&mut schemas);
+        (schemas, paths, router)
+    }
+}
+
+fn content<T: ToSchema>() -> Content {
+    ContentBuilder::new().schema(Some(Ref::from_schema_name(T::name()))).build()
+}
+
+fn body<T: ToSchema>(media_type: &str) -> utoipa::openapi::request_body::RequestBody {
+    RequestBodyBuilder::new().content(media_type, content::<T>()).required(Some(Required::True)).build()
+}
+
+fn answers<T: ToSchema>(operation: OperationBuilder, status: &str, description: &str) -> OperationBuilder {
+    let response = ResponseBuilder::new().description(description).content("application/json", content::<T>());
+    operation.response(status, response.build())
+}
+
+async fn list_all<K: Resource>(
+    State(api): State<Api>,
+    Caller(actor): Caller,
+    Params(query): Params<ListQuery>,
+) -> Result<Json<List<K::View>>, Failure> {
+    Ok(Json(api.shell.query(move |control| control.list::<K>(&actor, &query)).await??))
+}
+
+async fn get_one<K: Resource>(
+    State(api): State<Api>,
+    Caller(actor): Caller,
+    At(reference): At<String>,
+    Params(query): Params<TenantQuery>,
+) -> Result<Response, Failure> {
+    let key = find::<K>(&api, &actor, reference, query).await?;
+    show::<K>(&api, actor, key, StatusCode::OK).await
+}
+
+async fn create_one<K: Drafted>(
+    State(api): State<Api>,
+    Caller(actor): Caller,
+    conditions: Conditions,
+    Body(create): Body<K::Create>,
+) -> Result<Response, Failure> {
+    let action = Action::Create(K::draft(create));
+    let reply = api.shell.submit(conditions.change(actor.clone(), action)).await?;
+    answer::<K>(&api, actor, reply, StatusCode::CREATED).await
+}
+
+async fn patch_one<K: Resource>(
+    State(api): State<Api>,
+    Caller(actor): Caller,
+    conditions: Conditions,
+    At(reference): At<String>,
+    Params(query): Params<TenantQuery>,
+    MergePatch(patch): MergePatch,
+) -> Result<Response, Failure> {
+    let key = ObjectKey::of::<K>(&find::<K>(&api, &actor, reference, query).await?);
+    let reply = api.shell.submit(conditions.change(actor.clone(), Action::Patch { key, patch })).await?;
+    answer::<K>(&api, actor, reply, StatusCode::OK).await
+}
+
+async fn remove_one<K: Resource>(
+    State(api): State<Api>,
+    Caller(actor): Caller,
+    conditions: Conditions,
+    At(reference): At<String>,
+    Params(query): Params<TenantQuery>,
+) -> Result<StatusCode, Failure> {
+    let key = ObjectKey::of::<K>(&find::<K>(&api, &actor, reference, query).await?);
+    api.shell.submit(conditions.change(actor, Action::Remove { key })).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The object that a request speaks of, if the caller may know of it.
+pub(super) async fn find<K: Resource>(
+    api: &Api,
+    actor: &Actor,
+    reference: String,
+    query: TenantQuery,
+) -> Result<K::Key, Failure> {
+    let tenant: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
+    let actor = actor.clone();
+    let found = api.shell.query(move |control| {
+        control.may_read::<K>(&actor)?;
+        control.find::<K>(&reference, &actor, tenant.as_ref()).map(|row| row.value.key())
+    });
+    Ok(found.await??)
+}
+
+/// One object, with its revision as entity tag.
+pub(super) async fn show<K: Resource>(
+    api: &Api,
+    actor: Actor,
+    key: K::Key,
+    status: StatusCode,
+) -> Result<Response, Failure> {
+    let found = api.shell.query(move |control| {
+        let row = K::table(control.rows()).row(&key)?;
+        Some((row.revision, control.view(row, &actor, true)))
+    });
+    let (revision, view) = found.await?.ok_or_else(|| gone(K::TITLE))?;
+    Ok(object(status, revision, view))
+}
+
+/// The object that a change was about.
+pub(super) async fn answer<K: Resource>(
+    api: &Api,
+    actor: Actor,
+    reply: Reply,
+    status: StatusCode,
+) -> Result<Response, Failure> {
+    let key = match reply {
+        Reply::Object(key) => key.id.parse().ok(),
+        _ => None,
+    };
+    show::<K>(api, actor, key.ok_or_else(|| gone(K::TITLE))?, status).await
+}
+
+/// It was made or changed, and removed by somebody else before it could be shown.
+pub(super) fn gone(what: &str) -> Failure {
+    Failure::not_found(format!("the {what} was removed meanwhile"))
+}
