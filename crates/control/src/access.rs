@@ -12,7 +12,7 @@ pub fn create_tenant(control: &mut Control, now: TimeMs, id: TenantName) -> Resu
     if control.tenant(&id).is_some() {
         return Err(Refusal::conflict(format!("there is a tenant {id} already: choose another name")).at("name"));
     }
-    control.tables.put(Tenant { id: id.clone(), created_at: now });
+    control.tables.put(Tenant { id: id.clone(), created_at: control.to_wall(now) });
     control.tables.event(
         now,
         Severity::Info,
@@ -117,7 +117,7 @@ pub fn join(
     let Some(token) = control.tables.get::<JoinToken>(id).filter(|token| token.secret_sha256 == secret_sha256) else {
         return refused("this join token is unknown or was used already");
     };
-    if now >= token.expires_at {
+    if control.to_wall(now) >= token.expires_at {
         return refused("this join token has expired");
     }
     if token.host != *host {
@@ -127,8 +127,9 @@ pub fn join(
     if control.host(host).is_none() {
         control.tables.put(Host {
             id: host.clone(),
-            joined_at: now,
+            joined_at: control.to_wall(now),
             maintenance: false,
+            drained_at: None,
             power: PowerIntent::On,
             capacity: None,
             networks: Default::default(),

@@ -104,7 +104,7 @@ pub fn create(
     })?;
     let text = format!("{} made network {name} of {subnet}", actor.name);
     network_event(control, now, &id, &tenant, "network-created", text);
-    control.tables.put(Network { id: id.clone(), tenant, name, vni, subnet, router, dns, mtu, created_at: now });
+    control.tables.put(Network { id: id.clone(), tenant, name, vni, subnet, router, dns, mtu, created_at: control.to_wall(now) });
     Ok(Reply::Network(id))
 }
 

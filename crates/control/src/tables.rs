@@ -5,6 +5,7 @@
 //! revision each object had before the step: the store checks it again.
 
 use crate::interface::{Commit, Idempotency, Object, ObjectKey, Stored, Write};
+use crate::time::WallOffset;
 use drover_model::event::{Event, Severity};
 use drover_model::intent::{ApiToken, Host, Image, JoinToken, Tenant, Vm};
 use drover_model::migration::MigrationRecord;
@@ -49,6 +50,8 @@ pub struct Tables {
     pub ports: Table<PortId, Port>,
     pub rules: Table<RuleId, PlacementRule>,
     pub events: VecDeque<Event>,
+    /// What events are dated with.
+    pub wall_offset: WallOffset,
     next_event: EventSeq,
     changes: Changes,
 }
@@ -181,7 +184,8 @@ impl Tables {
         }
     }
 
-    /// Notes what happened; durable with the step's other changes.
+    /// Notes what happened; durable with the step's other changes. `at` is by the cluster clock, the event is dated by the
+    /// wall clock.
     pub fn event(
         &mut self,
         at: TimeMs,
@@ -193,7 +197,7 @@ impl Tables {
     ) {
         let event = Event {
             seq: self.next_event,
-            at,
+            at: self.wall_offset.to_wall(at),
             severity,
             object: object.into(),
             tenant: tenant.cloned(),

@@ -49,7 +49,7 @@ pub fn create_port(control: &mut Control, now: TimeMs, actor: &Actor, spec: Port
     let address = assign(&control.tables, &network, address)?;
     let text = format!("{} made port {id}, {interface} of {host} with {address} on {}", actor.name, network.name);
     control.tables.event(now, Severity::Info, format!("port/{id}"), Some(&network.tenant), "port-created", text);
-    control.tables.put(Port { id: id.clone(), network: network.id, host, interface, mac, address, created_at: now });
+    control.tables.put(Port { id: id.clone(), network: network.id, host, interface, mac, address, created_at: control.to_wall(now) });
     Ok(Reply::Port(id))
 }
 

@@ -53,7 +53,7 @@ fn view(control: &Control, host: &Host) -> Option<HostView> {
         power: host.power,
         power_managed: status.power_managed,
         wake_problem: status.wake_problem.map(str::to_owned),
-        off_since_ms: host.off_since.map(|at| at.0),
+        off_since_ms: host.off_since.map(|at| control.to_wall(at).0),
         power_cycles: host.power_cycles,
         boot_time_ms: host.boot_time.map(|time| time.0),
         capacity: host.capacity.as_ref().map(CapacityView::from),
@@ -62,25 +62,26 @@ fn view(control: &Control, host: &Host) -> Option<HostView> {
         heat,
         vms: vms().map(|vm| vm.id.clone()).collect(),
         memory_promised_mib: promised.0 >> 20,
-        evacuation: control.evacuation(&host.id).map(evacuation),
+        evacuation: control.evacuation(&host.id).map(|found| evacuation(control, found)),
         attributes: HostAttributes::from(&host.attributes),
     })
 }
 
-fn evacuation(evacuation: &Evacuation) -> EvacuationView {
+fn evacuation(control: &Control, evacuation: &Evacuation) -> EvacuationView {
     let Evacuation { since, total, done, moving, waiting, stuck, eta_at, promised_at, slips, finished_at, .. } =
         *evacuation;
+    let ms = |at| control.to_wall(at).0;
     EvacuationView {
-        since_ms: since.0,
+        since_ms: ms(since),
         total,
         done,
         moving,
         waiting,
         stuck,
-        finish_eta_at_ms: eta_at.map(|at| at.0),
-        promised_at_ms: promised_at.map(|at| at.0),
+        finish_eta_at_ms: eta_at.map(ms),
+        promised_at_ms: promised_at.map(ms),
         slips,
-        finished_at_ms: finished_at.map(|at| at.0),
+        finished_at_ms: finished_at.map(ms),
     }
 }
 

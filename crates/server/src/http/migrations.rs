@@ -5,7 +5,6 @@ use super::condition::{Conditions, key, object};
 use super::problem::Failure;
 use super::read::{At, Body, Caller, Operator, Params, optional_name};
 use super::tenants::gone;
-use crate::shell::now;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -42,12 +41,16 @@ fn view(control: &Control, migration: &MigrationRecord, tenant: Option<&TenantNa
     let now = MigrationNow {
         stage: control.migration_stage(migration),
         progress: control.migration_progress(migration.id),
-        start_eta: outlook.and_then(|outlook| outlook.start_at),
-        finish_eta: outlook.and_then(|outlook| outlook.finish_at),
+        start_eta: outlook.and_then(|outlook| outlook.start_at).map(|at| control.to_wall(at)),
+        finish_eta: outlook.and_then(|outlook| outlook.finish_at).map(|at| control.to_wall(at)),
         waits_for: outlook.and_then(|outlook| outlook.waits_for.as_deref()),
         recoveries: control.migration_recoveries(migration.id),
     };
-    Some(MigrationView::new(migration, revision, vm, &now))
+    Some(MigrationView {
+        started_at_ms: control.to_wall(migration.started_at).0,
+        finished_at_ms: migration.finished_at.map(|at| control.to_wall(at).0),
+        ..MigrationView::new(migration, revision, vm, &now)
+    })
 }
 
 /// As [`view`]; another tenant's migration is not found.
@@ -163,7 +166,7 @@ async fn forecast_migration(
     let tenant: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
     let forecast = api.shell.query(move |control| {
         let vm = control.find_vm(&reference, &actor, tenant.as_ref())?;
-        let forecast = control.forecast_migration(now(), &vm, to, query.method)?;
+        let forecast = control.forecast_migration(control.now(), &vm, to, query.method)?;
         let name = control.vm(&vm).map(|row| row.spec.name.clone());
         Ok((forecast, name))
     });

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use drover_api::v1::{List, PlanNow, PlanView};
 use drover_control::Control;
 use drover_control::interface::{Action, Reply};
-use drover_model::PlanId;
+use drover_model::{PlanId, TimeMs};
 use drover_model::plan::PlanRecord;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -26,7 +26,13 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 }
 
 fn view(control: &Control, plan: &PlanRecord) -> Option<PlanView> {
-    Some(PlanView::new(plan, control.revision_of(&key("plan", &plan.id))?))
+    let mut view = PlanView::new(plan, control.revision_of(&key("plan", &plan.id))?);
+    let steps = view.steps.iter_mut().filter_map(|step| step.state_at_ms.as_mut());
+    let verified = view.verification.iter_mut().map(|verification| &mut verification.at_ms);
+    for at_ms in [&mut view.made_at_ms].into_iter().chain(view.finished_at_ms.as_mut()).chain(steps).chain(verified) {
+        *at_ms = control.to_wall(TimeMs(*at_ms)).0;
+    }
+    Some(view)
 }
 
 async fn find(api: &Api, id: PlanId) -> Result<PlanView, Failure> {
