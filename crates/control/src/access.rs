@@ -105,11 +105,11 @@ pub fn owner_of_new(
 }
 
 impl Control {
-    /// Who a bearer's secret (its SHA-256 in lower-case hexadecimal) speaks for. `None`: unknown or expired.
-    pub fn authenticate(&self, secret_sha256: &str, now: TimeMs) -> Option<Actor> {
+    /// Who a bearer's secret (its SHA-256 in lower-case hexadecimal) speaks for. `None`: unknown, or expired at `wall`.
+    pub fn authenticate(&self, secret_sha256: &str, wall: TimeMs) -> Option<Actor> {
         let key = drover_model::v1::secret_key(secret_sha256);
         let token: &ApiToken = self.tables.api_tokens.referring_to(&key).next()?;
-        let holds = token.expires_at.is_none_or(|at| now < at);
+        let holds = token.expires_at.is_none_or(|at| wall < at);
         holds.then(|| Actor { name: token.id.to_string(), role: token.role.clone() })
     }
 }
@@ -140,7 +140,7 @@ pub fn join(
     let Some(token) = control.tables.get::<JoinToken>(id).filter(|token| token.secret_sha256 == secret_sha256) else {
         return refused("this join token is unknown or was used already");
     };
-    if now >= token.expires_at {
+    if control.to_wall(now) >= token.expires_at {
         return refused("this join token has expired");
     }
     if token.host != *host {
@@ -150,8 +150,9 @@ pub fn join(
     if control.host(host).is_none() {
         control.tables.put(Host {
             id: host.clone(),
-            joined_at: now,
+            joined_at: control.to_wall(now),
             maintenance: false,
+            drained_at: None,
             power: PowerIntent::On,
             capacity: None,
             networks: Default::default(),

@@ -302,7 +302,9 @@ impl Control {
         let switched = |event: &&Event| matches!(event.kind.as_str(), "host-wake" | "host-power-off");
         let about = format!("host/{}", host.id);
         let last = self.tables.events.iter().rev().filter(|event| event.object == about).find(switched);
-        because.extend(last.map(|event| format!("last switched {} ago: {}", now.since(event.at), event.text)));
+        because.extend(
+            last.map(|event| format!("last switched {} ago: {}", self.to_wall(now).since(event.at), event.text)),
+        );
         if host.power_cycles > 0 {
             because.push(format!("drover has switched it off {} times", host.power_cycles));
         }

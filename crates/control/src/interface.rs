@@ -202,6 +202,30 @@ pub struct PersistedState {
     pub patterns: Vec<StoredPattern>,
 }
 
+impl PersistedState {
+    /// The newest time of the cluster clock in it. A server that starts goes on from no earlier time, or what happened
+    /// before would lie in its future: see [`crate::Now`].
+    pub fn newest_time(&self) -> TimeMs {
+        let newest = |stored: &Stored| match &stored.object {
+            Object::Idempotency(record) => Some(record.at),
+            Object::Migration(record) => Some(record.started_at).max(record.finished_at),
+            Object::Plan(record) => Some(record.plan.made_at).max(record.finished_at),
+            Object::Host(host) => host.off_since.max(host.drained_at),
+            Object::Vm(vm) => vm.left.iter().map(|(at, _)| *at).max(),
+            Object::Tenant(_)
+            | Object::ApiToken(_)
+            | Object::JoinToken(_)
+            | Object::Image(_)
+            | Object::Policy(_)
+            | Object::Network(_)
+            | Object::SecurityGroup(_)
+            | Object::Port(_)
+            | Object::PlacementRule(_) => None,
+        };
+        self.objects.iter().filter_map(newest).max().unwrap_or_default()
+    }
+}
+
 /// Somebody asks for a change. Reading goes past the state machine, by [`crate::Control`]'s accessors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {

@@ -25,6 +25,9 @@ mod power;
 mod requests;
 mod rules;
 mod tables;
+#[cfg(test)]
+mod testing;
+mod time;
 mod transfers;
 mod world;
 
@@ -32,6 +35,7 @@ pub use explain::{Explanation, Why};
 pub use migrate::Forecast;
 pub use network::NetworkStanding;
 pub use tables::{EVENTS_MAX, Row, Table};
+pub use time::{Now, Waits};
 pub use transfers::{Evacuation, Outlook};
 pub use world::VmStatus;
 
@@ -56,6 +60,7 @@ pub struct Settings {
     pub power_managed: BTreeSet<HostId>,
     /// Taken when the store holds no policy yet.
     pub initial_policy: Policy,
+    pub waits: Waits,
 }
 
 /// The control plane's state machine.
@@ -63,6 +68,12 @@ pub struct Settings {
 pub struct Control {
     settings: Settings,
     started_at: TimeMs,
+    /// Of the last step, by the cluster clock.
+    now: TimeMs,
+    /// From when hosts are given time for their first message.
+    first_messages_from: TimeMs,
+    /// Until when the server is known to have looked after its hosts in time.
+    attended: TimeMs,
     tables: Tables,
     live: Live,
     power: power::Power,
@@ -76,7 +87,7 @@ pub struct Control {
     brake: bool,
 }
 
-/// How a host stands, for those who read.
+/// How a host stands, for those who read; times by the wall clock.
 #[derive(Debug, Clone, Copy)]
 pub struct HostStatus<'a> {
     pub state: HostState,
@@ -92,8 +103,12 @@ pub struct HostStatus<'a> {
 
 impl Control {
     /// From what the store holds. Live state starts unknown.
-    pub fn load(kept: PersistedState, settings: Settings, now: TimeMs) -> Self {
+    pub fn load(kept: PersistedState, settings: Settings, now: impl Into<Now>) -> Self {
+        let now: Now = now.into();
+        let wall_offset = time::WallOffset::of(now);
+        let now = now.at;
         let mut tables = Tables::load(kept.objects, kept.events, kept.revision);
+        tables.wall_offset = wall_offset;
         let patterns = patterns::Patterns::load(kept.patterns, &tables);
         if tables.get::<Policy>(&TheOne).is_none() {
             tables.put(settings.initial_policy.clone());
@@ -106,6 +121,9 @@ impl Control {
         Self {
             settings,
             started_at: now,
+            now,
+            first_messages_from: now,
+            attended: now,
             tables,
             live: Live::default(),
             power,
@@ -119,10 +137,15 @@ impl Control {
         }
     }
 
-    /// Takes one thing in; says what must be done about it, in order. `now` never goes back.
-    pub fn step(&mut self, now: TimeMs, input: Input) -> Vec<Effect> {
+    /// Takes one thing in; says what must be done about it, in order. `now` never goes back by the cluster clock.
+    pub fn step(&mut self, now: impl Into<Now>, input: Input) -> Vec<Effect> {
+        let now: Now = now.into();
+        self.tables.wall_offset = time::WallOffset::of(now);
+        let now = now.at;
+        self.now = now;
         let mut reply = None;
         let is_tick = input == Input::Tick;
+        self.excuse_silence(now, is_tick);
         match input {
             Input::Tick => self.turn(now),
             Input::Request(request) => {
@@ -169,6 +192,18 @@ impl Control {
         requests::retain(self, now);
     }
 
+    /// A tick that comes late is the server's own stall. What hosts sent meanwhile waits to be read: the time does not count
+    /// as their silence.
+    fn excuse_silence(&mut self, now: TimeMs, is_tick: bool) {
+        let unattended = now.since(self.attended);
+        if unattended >= self.settings.waits.tick_late_after {
+            membership::excuse(self, now, unattended);
+            self.attended = now;
+        } else if is_tick {
+            self.attended = now;
+        }
+    }
+
     fn hear(&mut self, now: TimeMs, host: &HostId, heard: Reception, message: AgentMessage) {
         match (heard, message) {
             (Reception::Stale, _) => {}
@@ -180,7 +215,9 @@ impl Control {
                 self.note_facts(host, &facts);
                 self.fabric.connected(host);
                 power::connected(self, now, host);
-                self.turn(now);
+                // Its vms and migrations follow with the next tick: a thousand hosts that connect at once must not cost a
+                // thousand turns.
+                membership::connected(self, now, host);
             }
             (Reception::Fresh, AgentMessage::Migration { vm, migration, update }) => {
                 migrate::updated(self, now, host, &vm, migration, update);
@@ -216,6 +253,16 @@ impl Control {
 
 /// Reading. Nothing here changes anything.
 impl Control {
+    /// When the last step was made, by the cluster clock: what readers of the state reckon with.
+    pub fn now(&self) -> TimeMs {
+        self.now
+    }
+
+    /// A time on the cluster clock, as people read it.
+    pub fn to_wall(&self, at: TimeMs) -> TimeMs {
+        self.tables.wall_offset.to_wall(at)
+    }
+
     pub fn revision(&self) -> Revision {
         self.tables.revision
     }
@@ -299,9 +346,9 @@ impl Control {
         let live = self.live.hosts.get(id);
         HostStatus {
             state: self.live.state(id),
-            since: live.map_or(self.started_at, |live| live.since),
+            since: self.to_wall(live.map_or(self.started_at, |live| live.since)),
             facts: live.and_then(|live| live.facts.as_ref()),
-            last_report: live.and_then(|live| live.reported_at),
+            last_report: live.and_then(|live| live.reported_at).map(|at| self.to_wall(at)),
             sample: live.and_then(|live| live.load.last()).map(|(_, sample)| sample),
             power_managed: self.settings.power_managed.contains(id),
             wake_problem: self.host(id).and_then(|host| self.wake_problem(host)),

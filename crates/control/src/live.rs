@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Commands that one agent may have open at once. One that passes it waits for the next turn of its loop.
 const PENDING_MAX: usize = 512;
+/// Two quartz clocks drift apart by 1 ms in no less than this (500 ppm); NTP slews by at most as much.
+const CLOCK_DRIFTS_1_MS_IN: Millis = Millis(2_000);
 /// How far a host's time on the server's clock may be off: the quickest delivery seen is taken for none.
 const CLOCK_ERROR_MAX: Millis = Millis(500);
 
@@ -32,8 +34,35 @@ pub struct HostLive {
     pub load: Window<HostSample>,
     /// `None` until its agent first reported on this connection.
     pub network: Option<NetworkReport>,
-    /// Smallest difference seen between the server's clock and the host's, in ms: clock offset plus the quickest delivery.
-    pub clock_ahead_ms: Option<i64>,
+    pub clock: HostClock,
+}
+
+/// What is known of a host's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HostClock {
+    /// By how much the server's clock is ahead of it, in ms, and when that was estimated.
+    ahead: Option<(i64, TimeMs)>,
+}
+
+impl HostClock {
+    /// A message made at `made_at` by the host's clock arrives. The smallest difference seen is the offset plus the quickest
+    /// delivery; it is let grow with time by as much as the clocks may have drifted apart.
+    fn learn(&mut self, now: TimeMs, made_at: TimeMs) {
+        let seen = now.0 as i64 - made_at.0 as i64;
+        self.ahead = Some(match self.ahead {
+            Some((before, at)) => {
+                let drifted = now.since(at).0 / CLOCK_DRIFTS_1_MS_IN.0;
+                let ahead = before.saturating_add_unsigned(drifted);
+                if seen <= ahead { (seen, now) } else { (ahead, at.plus(Millis(drifted * CLOCK_DRIFTS_1_MS_IN.0))) }
+            }
+            None => (seen, now),
+        });
+    }
+
+    /// A time on the host's clock, on the server's.
+    fn to_server(self, at: TimeMs) -> TimeMs {
+        TimeMs(at.0.saturating_add_signed(self.ahead.map_or(0, |(ahead, _)| ahead)))
+    }
 }
 
 impl HostLive {
@@ -50,7 +79,7 @@ impl HostLive {
             since: now,
             load: Window::default(),
             network: None,
-            clock_ahead_ms: None,
+            clock: HostClock::default(),
         }
     }
 
@@ -64,7 +93,7 @@ impl HostLive {
 
     /// A time on the host's clock, on the server's.
     pub fn to_server_clock(&self, at: TimeMs) -> TimeMs {
-        TimeMs((at.0 as i64 + self.clock_ahead_ms.unwrap_or(0)).max(0) as u64)
+        self.clock.to_server(at)
     }
 }
 
@@ -180,7 +209,7 @@ impl Live {
             live.made_at = None;
             live.answered.clear();
             live.network = None;
-            live.clock_ahead_ms = None;
+            live.clock = HostClock::default();
             self.forget_pending(host);
             if let Some(old) = before.filter(|old| *old != connection) {
                 let why = "a newer connection of this host took its place".to_owned();
@@ -197,8 +226,7 @@ impl Live {
                 live.network = Some(network.clone());
                 live.vms = Some(vms.iter().map(|vm| (vm.vm.clone(), vm.clone())).collect());
                 live.reported_at = Some(now);
-                let ahead = now.0 as i64 - at.0 as i64;
-                live.clock_ahead_ms = Some(live.clock_ahead_ms.map_or(ahead, |before| before.min(ahead)));
+                live.clock.learn(now, *at);
                 live.made_at = Some(live.to_server_clock(*at));
                 live.answered.clear();
                 if let Some((sample, vm_samples)) = load {
@@ -267,4 +295,38 @@ pub enum Reception {
     Answer(Box<Answered>),
     /// Of an older connection, or an answer nobody waits for.
     Stale,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How far a report of the host is dated off, in ms: each second one arrives, made by a clock that drifts by `ppm`.
+    fn errors(ppm: i64, delay: impl Fn(u64) -> u64) -> Vec<i64> {
+        let mut clock = HostClock::default();
+        let mut errors = Vec::new();
+        for second in 0..36_000_u64 {
+            let made = TimeMs(1_000_000 + second * 1_000);
+            let by_host = TimeMs(made.0.saturating_add_signed(7_000 + (second as i64 * ppm) / 1_000));
+            clock.learn(made.plus(Millis(delay(second))), by_host);
+            errors.push(clock.to_server(by_host).0 as i64 - made.0 as i64);
+        }
+        errors
+    }
+
+    #[test]
+    fn a_hosts_clock_that_drifts_for_ten_hours_is_still_known() {
+        for ppm in [-400, -50, 0, 50, 400] {
+            let errors = errors(ppm, |second| 2 + second % 7);
+            let off = errors.iter().map(|error| error.abs()).max().unwrap();
+            assert!(off <= 20, "at {ppm} ppm a report is dated {off} ms off");
+        }
+    }
+
+    #[test]
+    fn deliveries_that_are_slow_for_a_minute_do_not_move_the_hosts_clock() {
+        let errors = errors(0, |second| if (600..660).contains(&second) { 5_000 } else { 3 });
+        let off = errors.iter().map(|error| error.abs()).max().unwrap();
+        assert!(off <= 70, "a report is dated {off} ms off");
+    }
 }

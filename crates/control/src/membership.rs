@@ -12,20 +12,11 @@
 //! al., "The phi accrual failure detector" (SRDS 2004), with an exponentially weighted mean and deviation in
 //! place of a window. A silent host is noticed, reported and never used; nothing here starts its vms elsewhere.
 
-use crate::Control;
+use crate::{Control, Waits};
 use drover_model::event::Severity;
 use drover_model::intent::PowerIntent;
 use drover_model::world::HostState;
 use drover_model::{HostId, Millis, TimeMs};
-
-/// A host is never suspected sooner: three reports missed.
-const SUSPECT_AFTER: Millis = Millis(3_500);
-/// Nor called down sooner.
-const DOWN_AFTER: Millis = Millis(12_000);
-/// After the server's start, how long a host may take to say its first word.
-const FIRST_WORD_WITHIN: Millis = Millis(20_000);
-/// With more than this share of hosts silent at once the fault is probably ours.
-const BRAKE_ABOVE: f64 = 0.5;
 
 /// Inter-arrival statistics of one host's heartbeats.
 #[derive(Debug, Clone, Default)]
@@ -56,10 +47,30 @@ impl Heartbeat {
         self.last = Some(now);
     }
 
+    /// Nobody listened for so long: the time does not count as silence.
+    fn excuse(&mut self, now: TimeMs, unattended: Millis) {
+        self.last = self.last.map(|last| last.plus(unattended).min(now));
+    }
+
     /// How long it has been silent, and how long it may be before it is suspected.
-    fn silence(&self, now: TimeMs) -> Option<(Millis, Millis)> {
+    fn silence(&self, now: TimeMs, waits: &Waits) -> Option<(Millis, Millis)> {
         let allowed = Millis((self.mean_ms + Self::DEVIATIONS * self.deviation_ms) as u64);
-        self.last.map(|last| (now.since(last), allowed.max(SUSPECT_AFTER).min(DOWN_AFTER)))
+        self.last.map(|last| (now.since(last), allowed.max(waits.suspect_after).min(waits.down_after)))
+    }
+}
+
+/// The server itself stood still for so long.
+pub fn excuse(control: &mut Control, now: TimeMs, unattended: Millis) {
+    for live in control.live.hosts.values_mut() {
+        live.heartbeat.excuse(now, unattended);
+    }
+    control.first_messages_from = control.first_messages_from.plus(unattended).min(now);
+}
+
+/// The host's agent has connected.
+pub fn connected(control: &mut Control, now: TimeMs, host: &HostId) {
+    if control.host(host).is_some() {
+        judge(control, now, host);
     }
 }
 
@@ -67,37 +78,42 @@ impl Heartbeat {
 pub fn turn(control: &mut Control, now: TimeMs) {
     let hosts: Vec<HostId> = control.tables.hosts.keys().cloned().collect();
     for host in &hosts {
-        let next = state_of(control, now, host);
-        let live = control.live.host(host, now);
-        if live.state == next {
-            continue;
-        }
-        let before = std::mem::replace(&mut live.state, next);
-        live.since = now;
-        if matches!(next, HostState::Down | HostState::Asleep) {
-            live.load.clear();
-        }
-        tell(control, now, host, before, next);
+        judge(control, now, host);
     }
     apply_brake(control, now, &hosts);
+}
+
+fn judge(control: &mut Control, now: TimeMs, host: &HostId) {
+    let next = state_of(control, now, host);
+    let live = control.live.host(host, now);
+    if live.state == next {
+        return;
+    }
+    let before = std::mem::replace(&mut live.state, next);
+    live.since = now;
+    if matches!(next, HostState::Down | HostState::Asleep) {
+        live.load.clear();
+    }
+    tell(control, now, host, before, next);
 }
 
 fn state_of(control: &mut Control, now: TimeMs, host: &HostId) -> HostState {
     let intent = control.tables.get::<drover_model::intent::Host>(host).map_or(PowerIntent::On, |h| h.power);
     let waking = control.power.is_waking(host);
     let switching_off = control.power.is_switching_off(host);
-    let started_at = control.started_at;
+    let waits = control.settings.waits;
+    let first_messages_from = control.first_messages_from;
     let live = control.live.host(host, now);
     let connected = live.connection.is_some();
     match intent {
         PowerIntent::Asleep | PowerIntent::Off if connected || switching_off => HostState::FallingAsleep,
         PowerIntent::Asleep | PowerIntent::Off => HostState::Asleep,
-        PowerIntent::On => match live.heartbeat.silence(now) {
+        PowerIntent::On => match live.heartbeat.silence(now, &waits) {
             // A closed connection alone proves little: an agent that is upgraded is back within the second.
             Some((silent, allowed)) if silent < allowed && (connected || live.state == HostState::Up) => HostState::Up,
             _ if waking => HostState::Waking,
-            Some((silent, _)) if silent < DOWN_AFTER => HostState::Suspect,
-            None if now.since(started_at) < FIRST_WORD_WITHIN => HostState::Unknown,
+            Some((silent, _)) if silent < waits.down_after => HostState::Suspect,
+            None if now.since(first_messages_from) < waits.first_message_within => HostState::Unknown,
             Some(_) | None => HostState::Down,
         },
     }
@@ -105,12 +121,16 @@ fn state_of(control: &mut Control, now: TimeMs, host: &HostId) -> HostState {
 
 fn tell(control: &mut Control, now: TimeMs, host: &HostId, before: HostState, next: HostState) {
     let vms = control.vms_on(host).count();
+    let silent =
+        control.live.hosts.get(host).and_then(|live| live.heartbeat.last).map_or(Millis::ZERO, |at| now.since(at));
     let (severity, kind, text) = match next {
         HostState::Up if before == HostState::Unknown => (Severity::Info, "host-up", format!("{host} is up")),
         HostState::Up => (Severity::Info, "host-up", format!("{host} is up again")),
-        HostState::Suspect => {
-            (Severity::Warning, "host-suspect", format!("{host} has gone quiet; nothing new is placed on it"))
-        }
+        HostState::Suspect => (
+            Severity::Warning,
+            "host-suspect",
+            format!("{host}: no heartbeat for {silent}; no vms are placed on it until it answers"),
+        ),
         HostState::Down => (
             Severity::Escalation,
             "host-down",
@@ -129,8 +149,7 @@ fn tell(control: &mut Control, now: TimeMs, host: &HostId, before: HostState, ne
 
 /// A cluster-wide brake: when most hosts look dead at once, stop, report, escalate.
 fn apply_brake(control: &mut Control, now: TimeMs, hosts: &[HostId]) {
-    let mut silent = 0;
-    let mut expected = 0;
+    let (mut silent, mut expected): (u32, u32) = (0, 0);
     for host in hosts {
         match control.live.state(host) {
             HostState::Suspect | HostState::Down => {
@@ -141,7 +160,7 @@ fn apply_brake(control: &mut Control, now: TimeMs, hosts: &[HostId]) {
             HostState::Unknown | HostState::Asleep | HostState::Waking | HostState::FallingAsleep => {}
         }
     }
-    let brake = silent >= 2 && f64::from(silent) > BRAKE_ABOVE * f64::from(expected);
+    let brake = silent >= 2 && silent * 100 > control.settings.waits.brake_above_percent * expected;
     if brake != control.brake {
         control.brake = brake;
         let (severity, kind, text) = if brake {
@@ -149,7 +168,7 @@ fn apply_brake(control: &mut Control, now: TimeMs, hosts: &[HostId]) {
                 Severity::Escalation,
                 "brake-on",
                 format!(
-                    "{silent} of {expected} hosts went quiet at once: the fault is probably on the server's side of \
+                    "{silent} of {expected} hosts are silent at once: the fault is probably on the server's side of \
                      the network, so nothing is moved until most answer again. Check the server's own links"
                 ),
             )
@@ -161,25 +180,4 @@ fn apply_brake(control: &mut Control, now: TimeMs, hosts: &[HostId]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_regular_heartbeat_is_suspected_after_three_misses_and_an_irregular_one_later() {
-        let mut regular = Heartbeat::default();
-        for n in 0..50 {
-            regular.arrived(TimeMs(n * 1000));
-        }
-        let (silent, allowed) = regular.silence(TimeMs(49_000 + 2_000)).unwrap();
-        assert_eq!((silent, allowed), (Millis(2_000), SUSPECT_AFTER));
-
-        let mut irregular = Heartbeat::default();
-        let mut at = 0;
-        for n in 0..50 {
-            at += if n % 2 == 0 { 300 } else { 2_700 };
-            irregular.arrived(TimeMs(at));
-        }
-        let (_, allowed) = irregular.silence(TimeMs(at)).unwrap();
-        assert!(allowed > SUSPECT_AFTER && allowed <= DOWN_AFTER, "{allowed}");
-    }
-}
+mod tests;

@@ -191,7 +191,10 @@ fn dispatch(control: &mut Control, now: TimeMs, actor: &Actor, fresh: &str, acti
 fn drain(control: &mut Control, now: TimeMs, host: &HostId, maintenance: bool, by: &str) -> Result<Reply, Refusal> {
     let row = control.require::<Host>(host)?;
     if row.maintenance != maintenance {
-        control.tables.change::<Host>(host, |row| row.maintenance = maintenance);
+        control.tables.change::<Host>(host, |row| {
+            row.maintenance = maintenance;
+            row.drained_at = maintenance.then_some(now);
+        });
         let (kind, text) = if maintenance {
             ("host-drained", format!("{by} drains {host} for maintenance"))
         } else {
@@ -265,7 +268,7 @@ fn create_vm(context: &mut Context, id: VmId, mut spec: VmSpec) -> Result<Reply,
     let vm = Vm {
         id: id.clone(),
         spec,
-        created_at: now,
+        created_at: control.to_wall(now),
         run: RunIntent::Running,
         host: None,
         generation: drover_model::Generation(0),
@@ -439,8 +442,9 @@ pub fn retain(control: &mut Control, now: TimeMs) {
         let Some(key) = oldest else { break };
         tables.remove::<Idempotency>(&key);
     }
+    let wall = tables.wall_offset.to_wall(now);
     let expired: Vec<TokenId> =
-        tables.join_tokens.values().filter(|row| now >= row.expires_at).map(|row| row.id.clone()).collect();
+        tables.join_tokens.values().filter(|row| wall >= row.expires_at).map(|row| row.id.clone()).collect();
     for id in expired {
         tables.remove::<JoinToken>(&id);
     }

@@ -9,6 +9,7 @@
 
 use crate::interface::{Commit, Stored, Write};
 use crate::kinds::{Entity, Object, Rows};
+use crate::time::WallOffset;
 use drover_model::event::{Event, Severity};
 use drover_model::kind::{Kind, ObjectKey, Owner};
 use drover_model::{EventSeq, MigrationId, PlanId, Revision, TenantName, TimeMs};
@@ -163,6 +164,8 @@ pub struct Tables {
     pub revision: Revision,
     rows: Rows,
     pub events: VecDeque<Event>,
+    /// What events are dated with.
+    pub wall_offset: WallOffset,
     next_event: EventSeq,
     changes: Changes,
 }
@@ -249,7 +252,8 @@ impl Tables {
         }
     }
 
-    /// Notes what happened; durable with the step's other changes.
+    /// Notes what happened; durable with the step's other changes. `at` is by the cluster clock, the event is dated by the
+    /// wall clock.
     pub fn event(
         &mut self,
         at: TimeMs,
@@ -261,7 +265,7 @@ impl Tables {
     ) {
         let event = Event {
             seq: self.next_event,
-            at,
+            at: self.wall_offset.to_wall(at),
             severity,
             object: object.into(),
             tenant: tenant.cloned(),

@@ -98,6 +98,9 @@ pub struct Host {
     pub joined_at: TimeMs,
     /// Drained by command: its vms leave, none come, until it is given back.
     pub maintenance: bool,
+    /// Since when, by the cluster clock; `None` while it is not drained.
+    #[serde(default)]
+    pub drained_at: Option<TimeMs>,
     pub power: PowerIntent,
     /// The last capacity its agent reported; still known while the host sleeps.
     pub capacity: Option<crate::inventory::Capacity>,

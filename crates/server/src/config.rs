@@ -3,6 +3,7 @@
 //! Unknown keys are refused, so that a misspelt limit is never silently the default.
 
 use drover_api::v1::{BadPolicy, Policy};
+use drover_control::Waits;
 use drover_model::{HostId, Millis};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -44,6 +45,8 @@ pub struct ServerConfig {
     #[serde(default)]
     pub intervals: Intervals,
     #[serde(default)]
+    pub waits: WaitsConfig,
+    #[serde(default)]
     pub limits: Limits,
     /// The policy of a new cluster, with the keys of `drover policy show`. Afterwards the API changes it and this one is
     /// not looked at.
@@ -69,6 +72,61 @@ pub struct Intervals {
 impl Default for Intervals {
     fn default() -> Self {
         Self { tick_ms: 100, report_ms: 1_000, agent_idle_s: 15, event_keep_alive_s: 10 }
+    }
+}
+
+/// How long the loops wait before they conclude something; see [`Waits`].
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WaitsConfig {
+    /// No host is suspected after a shorter silence; 1000 to 60000, and at least `intervals.report_ms` and 500 ms more.
+    pub suspect_after_ms: u64,
+    /// No host is called down after a shorter silence; at least `suspect_after_ms`, at most 600000.
+    pub down_after_ms: u64,
+    /// After the server's start, how long a host may take to send its first message.
+    pub first_message_within_ms: u64,
+    /// The loops stop when more than this share of the hosts is silent at once; 1 to 100 percent.
+    pub brake_above_percent: u32,
+    /// A tick later than this means that the server itself stood still; 500 to 10000.
+    pub tick_late_after_ms: u64,
+    /// A vm whose QEMU ends unasked is started again at most so often within `restarts_within_s`, then only on request.
+    pub restarts_max: u32,
+    pub restarts_within_s: u64,
+    /// A host that has refused to start a vm so often in a row is avoided by that vm for `avoid_host_for_s`.
+    pub start_failures_max: u32,
+    pub avoid_host_for_s: u64,
+}
+
+impl Default for WaitsConfig {
+    fn default() -> Self {
+        let waits = Waits::default();
+        Self {
+            suspect_after_ms: waits.suspect_after.0,
+            down_after_ms: waits.down_after.0,
+            first_message_within_ms: waits.first_message_within.0,
+            brake_above_percent: waits.brake_above_percent,
+            tick_late_after_ms: waits.tick_late_after.0,
+            restarts_max: waits.restarts_max,
+            restarts_within_s: waits.restarts_within.0 / 1_000,
+            start_failures_max: waits.start_failures_max,
+            avoid_host_for_s: waits.avoid_host_for.0 / 1_000,
+        }
+    }
+}
+
+impl From<&WaitsConfig> for Waits {
+    fn from(config: &WaitsConfig) -> Self {
+        Self {
+            suspect_after: Millis(config.suspect_after_ms),
+            down_after: Millis(config.down_after_ms),
+            first_message_within: Millis(config.first_message_within_ms),
+            brake_above_percent: config.brake_above_percent,
+            tick_late_after: Millis(config.tick_late_after_ms),
+            restarts_max: config.restarts_max,
+            restarts_within: Millis::secs(config.restarts_within_s),
+            start_failures_max: config.start_failures_max,
+            avoid_host_for: Millis::secs(config.avoid_host_for_s),
+        }
     }
 }
 
@@ -225,6 +283,19 @@ impl ServerConfig {
             ("intervals.report_ms", self.intervals.report_ms, 200..=10_000),
             ("intervals.agent_idle_s", self.intervals.agent_idle_s, 2..=600),
             ("intervals.event_keep_alive_s", self.intervals.event_keep_alive_s, 1..=60),
+            (
+                "waits.suspect_after_ms",
+                self.waits.suspect_after_ms,
+                (self.intervals.report_ms + 500).max(1_000)..=60_000,
+            ),
+            ("waits.down_after_ms", self.waits.down_after_ms, self.waits.suspect_after_ms..=600_000),
+            ("waits.first_message_within_ms", self.waits.first_message_within_ms, 1_000..=600_000),
+            ("waits.brake_above_percent", u64::from(self.waits.brake_above_percent), 1..=100),
+            ("waits.tick_late_after_ms", self.waits.tick_late_after_ms, 500..=10_000),
+            ("waits.restarts_max", u64::from(self.waits.restarts_max), 1..=100),
+            ("waits.restarts_within_s", self.waits.restarts_within_s, 10..=7 * 86_400),
+            ("waits.start_failures_max", u64::from(self.waits.start_failures_max), 1..=100),
+            ("waits.avoid_host_for_s", self.waits.avoid_host_for_s, 10..=7 * 86_400),
             ("limits.request_timeout_s", self.limits.request_timeout_s, 1..=600),
             ("limits.handshake_timeout_s", self.limits.handshake_timeout_s, 1..=60),
             ("limits.header_timeout_s", self.limits.header_timeout_s, 1..=60),
@@ -279,6 +350,7 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.listen.port(), 7443);
         assert_eq!(config.limits, Limits::default());
+        assert_eq!(Waits::from(&config.waits), Waits::default());
         assert_eq!(config.policy, Policy::default());
     }
 
@@ -310,6 +382,8 @@ mod tests {
             ("data_dri = \"/d\"", "data_dri"),
             ("[limits]\nqueue = 3", "queue"),
             ("[limits]\nqueue_max = 0", "limits.queue_max: must lie between"),
+            ("[waits]\nsuspect_after_ms = 500", "waits.suspect_after_ms: must lie between 1500 and 60000"),
+            ("[waits]\ndown_after_ms = 3000", "waits.down_after_ms: must lie between 3500 and 600000"),
             ("[policy]\nhot_above = 2.0", "[policy] hot_above: must lie between 0 and 1"),
             ("[policy]\nhot_abov = 0.8", "hot_abov"),
             ("listen = \"nowhere\"", "listen"),

@@ -18,8 +18,8 @@ use drover_control::interface::{
     Action, Actor, AgentMessage, Commit, ConnectionId, Effect, Input, PersistedState, Refusal, RefusalKind, Reply,
     Request, RequestId,
 };
-use drover_control::{Control, Settings};
-use drover_model::{EventSeq, HostId, Revision, TimeMs};
+use drover_control::{Control, Now, Settings};
+use drover_model::{EventSeq, HostId, Millis, Revision, TimeMs};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,17 +27,39 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-/// What is taken from the queue before time is looked at again.
-const BATCH_MAX: usize = 256;
 /// Waits between tries of a broken store: doubled from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(10);
 
-/// The wall clock. Only the shell and the edge of the API read it.
+/// The wall clock, for people and for what is dated by it. The state machine decides by [`Clock`].
 pub fn now() -> TimeMs {
     // Before 1970 the clock is not set at all; 0 keeps the loops waiting rather than wrong.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     TimeMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The cluster clock: the wall clock's time when the server started, and from then on the monotonic clock's. See
+/// `docs/decisions/0010-elapsed-time-is-monotonic.md`.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    begun: Instant,
+    begun_at: TimeMs,
+}
+
+impl Clock {
+    /// Goes on from no earlier time than the store knows: the wall clock may have been set back since.
+    fn begin(loaded: &PersistedState) -> Self {
+        Self { begun: Instant::now(), begun_at: now().max(loaded.newest_time()) }
+    }
+
+    fn now(&self) -> Now {
+        self.at(Instant::now(), now())
+    }
+
+    fn at(&self, instant: Instant, wall: TimeMs) -> Now {
+        let elapsed = u64::try_from(instant.saturating_duration_since(self.begun).as_millis()).unwrap_or(u64::MAX);
+        Now { at: self.begun_at.plus(Millis(elapsed)), wall }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -174,8 +196,7 @@ pub struct Shell {
     events: watch::Sender<EventSeq>,
     open: BTreeMap<RequestId, Answer>,
     next_request: u64,
-    /// The state machine is promised a clock that never goes back.
-    clock: TimeMs,
+    clock: Clock,
     health: Health,
     /// Since the last commit that succeeded.
     failures: u32,
@@ -188,10 +209,10 @@ impl Shell {
         around: Surroundings,
     ) -> Result<(Self, ShellHandle), StoreError> {
         let loaded = store.load().await?;
-        let clock = now();
+        let clock = Clock::begin(&loaded);
         let newest = loaded.events.last().map_or(EventSeq(0), |event| event.seq);
         around.metrics.loaded(&loaded.objects);
-        let control = build(loaded, &settings, clock);
+        let control = build(loaded, &settings, clock.now());
         let (sender, queue) = mpsc::channel(around.queue_max);
         let (events, events_seen) = watch::channel(newest);
         let serving = Arc::new(AtomicBool::new(true));
@@ -219,18 +240,27 @@ impl Shell {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = ticks.tick() => self.tick().await?,
+                _ = ticks.tick() => {
+                    // What was said before the tick is heard before anybody is judged by it.
+                    self.take_waiting().await?;
+                    self.tick().await?;
+                }
                 message = self.queue.recv() => {
                     let Some(message) = message else { return Ok(()) };
                     self.take(message).await?;
-                    for _ in 1..BATCH_MAX {
-                        let Ok(message) = self.queue.try_recv() else { break };
-                        self.take(message).await?;
-                    }
                 }
                 () = ending.cancelled() => return Ok(()),
             }
         }
+    }
+
+    /// As many messages as wait now: those that come meanwhile don't put off the tick.
+    async fn take_waiting(&mut self) -> Result<(), ShellError> {
+        for _ in 0..self.queue.len() {
+            let Ok(message) = self.queue.try_recv() else { break };
+            self.take(message).await?;
+        }
+        Ok(())
     }
 
     async fn tick(&mut self) -> Result<(), ShellError> {
@@ -275,8 +305,7 @@ impl Shell {
     }
 
     async fn step(&mut self, input: Input) -> Result<(), ShellError> {
-        self.clock = self.clock.max(now());
-        for effect in self.control.step(self.clock, input) {
+        for effect in self.control.step(self.clock.now(), input) {
             match effect {
                 Effect::Commit(commit) => {
                     if let Err(error) = self.commit(&commit).await {
@@ -375,17 +404,16 @@ impl Shell {
 
     async fn reload(&mut self) -> Result<(), StoreError> {
         let loaded = self.store.load().await?;
-        self.clock = self.clock.max(now());
         self.around.metrics.loaded(&loaded.objects);
         if let Some(event) = loaded.events.last() {
             self.events.send_replace(event.seq);
         }
-        self.control = build(loaded, &self.settings, self.clock);
+        self.control = build(loaded, &self.settings, self.clock.now());
         Ok(())
     }
 }
 
-fn build(loaded: PersistedState, settings: &Settings, now: TimeMs) -> Control {
+fn build(loaded: PersistedState, settings: &Settings, now: Now) -> Control {
     Control::load(loaded, settings.clone(), now)
 }
 
@@ -399,4 +427,32 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use drover_control::interface::{Idempotency, Object, Stored};
+
+    #[test]
+    fn the_cluster_clock_follows_no_step_of_the_wall_clock() {
+        let clock = Clock { begun: Instant::now(), begun_at: TimeMs(1_790_000_000_000) };
+        for wall in [clock.begun_at, TimeMs(clock.begun_at.0 + 3_600_000), TimeMs(clock.begun_at.0 - 3_600_000)] {
+            let now = clock.at(clock.begun + Duration::from_millis(1_234), wall);
+            assert_eq!(now, Now { at: TimeMs(clock.begun_at.0 + 1_234), wall });
+        }
+    }
+
+    #[test]
+    fn a_server_goes_on_from_no_earlier_time_than_its_store_knows() {
+        let mut loaded = PersistedState::default();
+        let before = now();
+        assert!(Clock::begin(&loaded).begun_at >= before);
+        // The wall clock was an hour ahead when this was written, and was set right since.
+        let at = now().plus(Millis::secs(3_600));
+        let (key, fingerprint) = ("operator/k".to_owned(), String::new());
+        let object = Object::Idempotency(Idempotency { key, fingerprint, reply: Reply::Done, at });
+        loaded.objects.push(Stored { revision: Revision(1), object });
+        assert_eq!(Clock::begin(&loaded).begun_at, at);
+    }
 }

@@ -157,7 +157,7 @@ async fn shell_of(
     };
     let power_managed =
         config.hosts.iter().filter(|(_, host)| host.power.is_some()).map(|(id, _)| id.clone()).collect();
-    let settings = Settings { power_managed, initial_policy: (&config.policy).into() };
+    let settings = Settings { power_managed, initial_policy: (&config.policy).into(), waits: (&config.waits).into() };
     let (shell, handle) = Shell::start(Box::new(store), settings, around).await?;
     Ok((shell, handle, power_found))
 }

@@ -82,7 +82,7 @@ impl Resource for Host {
             power: self.power,
             power_managed: status.power_managed,
             wake_problem: status.wake_problem.map(str::to_owned),
-            off_since_ms: self.off_since.map(|at| at.0),
+            off_since_ms: self.off_since.map(|at| control.to_wall(at).0),
             power_cycles: self.power_cycles,
             boot_time_ms: self.boot_time.map(|time| time.0),
             capacity: self.capacity.as_ref().map(CapacityView::from),
@@ -91,25 +91,26 @@ impl Resource for Host {
             heat: finding.map_or(Heat::Unknown, |found| found.heat),
             vms: vms().map(|vm| vm.id.clone()).collect(),
             memory_promised_mib: promised.0 >> 20,
-            evacuation: control.evacuation(&self.id).map(evacuation),
+            evacuation: control.evacuation(&self.id).map(|found| evacuation(control, found)),
             attributes: HostAttributes::from(&self.attributes),
         }
     }
 }
 
-fn evacuation(evacuation: &Evacuation) -> EvacuationView {
+fn evacuation(control: &Control, evacuation: &Evacuation) -> EvacuationView {
     let Evacuation { since, total, done, moving, waiting, stuck, eta_at, promised_at, slips, finished_at, .. } =
         *evacuation;
+    let ms = |at| control.to_wall(at).0;
     EvacuationView {
-        since_ms: since.0,
+        since_ms: ms(since),
         total,
         done,
         moving,
         waiting,
         stuck,
-        finish_eta_at_ms: eta_at.map(|at| at.0),
-        promised_at_ms: promised_at.map(|at| at.0),
+        finish_eta_at_ms: eta_at.map(ms),
+        promised_at_ms: promised_at.map(ms),
         slips,
-        finished_at_ms: finished_at.map(|at| at.0),
+        finished_at_ms: finished_at.map(ms),
     }
 }

@@ -22,11 +22,15 @@ impl Resource for MigrationRecord {
         let now = MigrationNow {
             stage: control.migration_stage(self),
             progress: control.migration_progress(self.id),
-            start_eta: outlook.and_then(|outlook| outlook.start_at),
-            finish_eta: outlook.and_then(|outlook| outlook.finish_at),
+            start_eta: outlook.and_then(|outlook| outlook.start_at).map(|at| control.to_wall(at)),
+            finish_eta: outlook.and_then(|outlook| outlook.finish_at).map(|at| control.to_wall(at)),
             waits_for: outlook.and_then(|outlook| outlook.waits_for.as_deref()),
             recoveries: control.migration_recoveries(self.id),
         };
-        MigrationView::new(self, reading.revision, control.vm(&self.vm), &now)
+        MigrationView {
+            started_at_ms: control.to_wall(self.started_at).0,
+            finished_at_ms: self.finished_at.map(|at| control.to_wall(at).0),
+            ..MigrationView::new(self, reading.revision, control.vm(&self.vm), &now)
+        }
     }
 }

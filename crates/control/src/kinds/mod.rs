@@ -141,10 +141,18 @@ kinds! {
 /// What a request works with.
 pub struct Context<'a> {
     pub control: &'a mut Control,
+    /// By the cluster clock.
     pub now: TimeMs,
     pub actor: &'a Actor,
     /// 12 random lower-case letters, for an id.
     pub fresh: &'a str,
+}
+
+impl Context<'_> {
+    /// Now, as people read it.
+    pub fn wall(&self) -> TimeMs {
+        self.control.to_wall(self.now)
+    }
 }
 
 /// What a view is made of.

@@ -65,7 +65,7 @@ impl Resource for Network {
         let vni = free_vni(tables, &id).ok_or_else(|| {
             Refusal::conflict("every VXLAN network identifier is in use: remove a network first".to_owned())
         })?;
-        Ok(Self { id, tenant, name, vni, subnet, router, dns, mtu, created_at: context.now, labels })
+        Ok(Self { id, tenant, name, vni, subnet, router, dns, mtu, created_at: context.wall(), labels })
     }
 
     fn settings(&self) -> Option<OnlyLabels> {

@@ -49,7 +49,7 @@ impl Resource for Port {
         has_room(&control.tables, network, &mac)?;
         let address = assign(&control.tables, network, address)?;
         let network = network.id.clone();
-        Ok(Self { id, network, host, interface, mac, address, created_at: context.now, labels })
+        Ok(Self { id, network, host, interface, mac, address, created_at: context.wall(), labels })
     }
 
     fn settings(&self) -> Option<OnlyLabels> {

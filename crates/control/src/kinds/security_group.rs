@@ -17,7 +17,7 @@ impl Resource for SecurityGroup {
         let tenant = owner_of_new(context.actor, tenant, "security group")?;
         context.within_quota(&tenant, Wanted { security_groups: 1, ..Wanted::default() })?;
         let rules = checked(context.control, &tenant, &id, &rules)?;
-        Ok(Self { id, tenant, rules, created_at: context.now, labels })
+        Ok(Self { id, tenant, rules, created_at: context.wall(), labels })
     }
 
     fn settings(&self) -> Option<SecurityGroupSettings> {

@@ -15,7 +15,7 @@ impl Resource for Tenant {
         let CreateTenant { name, labels, quota } = create;
         let id = format!("tn-{}", context.fresh);
         let id = id.parse().map_err(|error: drover_model::BadName| Refusal::invalid("id", error.to_string()))?;
-        Ok(Self { id, name, created_at: context.now, labels, quota })
+        Ok(Self { id, name, created_at: context.wall(), labels, quota })
     }
 
     fn settings(&self) -> Option<TenantSettings> {

@@ -49,13 +49,6 @@ impl Evacuation {
     }
 }
 
-/// When the host was drained: what is said of it outlives the server.
-fn drained_at(control: &Control, host: &HostId) -> Option<TimeMs> {
-    let object = format!("host/{host}");
-    let drained = |event: &&drover_model::event::Event| event.kind == "host-drained" && event.object == object;
-    control.tables.events.iter().rev().find(drained).map(|event| event.at)
-}
-
 pub(super) fn turn(control: &mut Control, now: TimeMs, entries: &[Entry], schedule: &Schedule) {
     let drained: Vec<HostId> = control.hosts().filter(|host| host.maintenance).map(|host| host.id.clone()).collect();
     let mut evacuations = BTreeMap::new();
@@ -82,7 +75,7 @@ fn look(
     entries: &[Entry],
     schedule: &Schedule,
 ) -> Evacuation {
-    let since = before.as_ref().map(|e| e.since).or_else(|| drained_at(control, host)).unwrap_or(now);
+    let since = before.as_ref().map(|e| e.since).or_else(|| control.host(host)?.drained_at).unwrap_or(now);
     let left = |m: &&MigrationRecord| {
         m.from == *host && m.phase == MigrationPhase::Done && m.finished_at.is_some_and(|at| at >= since)
     };

@@ -76,7 +76,7 @@ async fn cluster(State(api): State<Api>, _operator: Operator) -> Result<Json<Clu
 #[utoipa::path(get, path = "/v1/cluster/export", tag = "cluster",
     responses((status = 200, description = "The cluster in drover's text format", body = String, content_type = "text/plain")))]
 async fn export(State(api): State<Api>, _operator: Operator) -> Result<Response, Failure> {
-    let world = api.shell.query(|control| control.world(now())).await?;
+    let world = api.shell.query(|control| control.world(control.now())).await?;
     // A large cluster takes a while to write; neither the loops nor other requests wait for it.
     let text = tokio::task::spawn_blocking(move || native::write(&world)).await;
     let text = text.map_err(|_| Failure::new(ProblemType::Internal, "the cluster can't be written as text"))?;
@@ -95,7 +95,7 @@ fn cluster_view(control: &Control) -> ClusterView {
         mode: control.policy().mode,
         scenario: findings.map(|found| found.scenario),
         why: findings.map(|found| found.why.clone()),
-        found_at_ms: findings.map(|found| found.at.0),
+        found_at_ms: findings.map(|found| control.to_wall(found.at).0),
         hosts: findings
             .iter()
             .flat_map(|found| &found.hosts)
@@ -141,7 +141,7 @@ async fn explain_cluster(State(api): State<Api>, Caller(actor): Caller) -> Resul
 
 async fn explanation(api: &Api, actor: Actor, object: String) -> Result<Json<Explanation>, Failure> {
     let asked = move |control: &Control| {
-        let explained = control.explain(&object, &actor, now())?;
+        let explained = control.explain(&object, &actor, control.now())?;
         Ok::<_, Refusal>(Explanation {
             object: explained.object,
             answer: explained.answer,

@@ -4,7 +4,6 @@ use super::condition::Conditions;
 use super::problem::Failure;
 use super::read::{At, Body, Operator, Params, optional_name};
 use super::{Api, crud};
-use crate::shell::now;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -105,7 +104,7 @@ async fn forecast_migration(
     let tenant: Option<TenantName> = optional_name("tenant", query.tenant.as_deref())?;
     let forecast = api.shell.query(move |control| {
         let vm = &control.find::<Vm>(&reference, &actor, tenant.as_ref())?.value;
-        let forecast = control.forecast_migration(now(), &vm.id, to, query.method)?;
+        let forecast = control.forecast_migration(control.now(), &vm.id, to, query.method)?;
         Ok((forecast, vm.spec.name.clone()))
     });
     let (forecast, name) = forecast.await?.map_err(|refusal: Refusal| Failure::from(refusal))?;
