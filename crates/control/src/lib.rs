@@ -24,6 +24,7 @@ mod planning;
 mod power;
 mod requests;
 mod rules;
+mod shared;
 mod tables;
 #[cfg(test)]
 mod testing;
@@ -124,10 +125,10 @@ impl Control {
             now,
             first_messages_from: now,
             attended: now,
+            lifecycle: lifecycle::Lifecycle::load(&tables),
             tables,
             live: Live::default(),
             power,
-            lifecycle: lifecycle::Lifecycle::default(),
             migrate: migrate::Migrate::default(),
             transfers,
             fabric,
@@ -168,6 +169,8 @@ impl Control {
         transfers::turn(self, now);
         for change in self.tables.changes() {
             self.fabric.changed(&self.tables, change);
+            self.lifecycle.changed(change);
+            self.live.changed(change);
         }
         if is_tick {
             self.live.effects.extend(self.patterns.keep());

@@ -5,7 +5,11 @@
 //! right to is released; what the store has never heard of is reported and never touched, since a store
 //! restored from an old copy must not kill what runs.
 
+mod attention;
+
+use crate::interface::Object;
 use crate::live::{Answered, Seen};
+use crate::tables::{Change, Tables};
 use crate::{Control, rules};
 use drover_model::command::{Command, VmRun};
 use drover_model::event::Severity;
@@ -14,11 +18,10 @@ use drover_model::inventory::{OutgoingPhase, VmState};
 use drover_model::migration::MigrationPhase;
 use drover_model::world::HostState;
 use drover_model::{HostId, MigrationId, Millis, TimeMs, VmId};
+use attention::Attention;
 use drover_planner as planner;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A vm that can't be placed is tried again this often.
-const PLACE_EVERY: Millis = Millis(1_000);
 /// A command whose effect is not seen is repeated this often; commands are idempotent.
 const ASK_EVERY: Millis = Millis(5_000);
 /// How long a guest may take to power itself down.
@@ -27,17 +30,17 @@ const STOP_GRACE: Millis = Millis(20_000);
 const RESTARTS_MAX: usize = 3;
 const RESTARTS_WITHIN: Millis = Millis::secs(600);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Lifecycle {
+    pub(crate) attention: Attention,
     vms: BTreeMap<VmId, Supervision>,
     /// Vms on hosts that the store does not know; told of once.
     strangers: BTreeSet<(HostId, VmId)>,
 }
 
 /// What is remembered of one vm between turns. Losing it (a restart of the server) costs a repeated question.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Supervision {
-    placed_try: Option<TimeMs>,
     asked: Option<TimeMs>,
     restarts: Vec<TimeMs>,
     /// Why it is not where it should be; for people.
@@ -45,6 +48,10 @@ struct Supervision {
 }
 
 impl Lifecycle {
+    pub fn load(tables: &Tables) -> Self {
+        Self { attention: Attention::begin(tables.vms.values()), ..Self::default() }
+    }
+
     pub fn trouble(&self, vm: &VmId) -> Option<&str> {
         self.vms.get(vm)?.trouble.as_deref()
     }
@@ -56,30 +63,59 @@ impl Lifecycle {
     /// The vm's owner asked for something new: start over.
     pub fn reset(&mut self, vm: &VmId) {
         self.vms.remove(vm);
+        self.attention.look_at(vm);
+    }
+
+    /// Nothing has to be done for this vm until something changes.
+    fn settled(&mut self, vm: &VmId) {
+        self.attention.settled(vm);
+        if self.vms.get(vm).is_some_and(|known| known.restarts.is_empty() && known.trouble.is_none()) {
+            self.vms.remove(vm);
+        }
+    }
+
+    /// The step changed this object.
+    pub fn changed(&mut self, change: Change<'_>) {
+        if let (Some(Object::Vm(vm)), None) = (change.before, change.after) {
+            self.vms.remove(&vm.id);
+        }
+        self.attention.changed(change);
     }
 }
 
 pub fn turn(control: &mut Control, now: TimeMs) {
-    let vms: Vec<VmId> = control.tables.vms.keys().cloned().collect();
-    for id in &vms {
-        let Some(mut vm) = control.vm(id).filter(|vm| vm.migration.is_none()).cloned() else { continue };
+    for (host, vm) in std::mem::take(&mut control.live.news) {
+        if control.is_stray(&host, &vm) {
+            control.lifecycle.attention.add_stray(host, vm.clone());
+        }
+        control.lifecycle.attention.look_at(&vm);
+    }
+    let mut new = Vec::new();
+    for id in control.lifecycle.attention.take_due() {
+        let Some(mut vm) = control.vm(&id).cloned() else {
+            control.lifecycle.settled(&id);
+            continue;
+        };
+        if vm.migration.is_some() {
+            continue;
+        }
         forget_remains(control, &mut vm);
-        if vm.deleting {
-            remove(control, now, &vm);
-        } else {
-            match vm.run {
-                RunIntent::Running => run(control, now, &vm),
-                RunIntent::Stopped => stop(control, now, &vm),
-            }
+        match (vm.deleting, vm.run) {
+            (true, _) => remove(control, now, &vm),
+            (false, RunIntent::Running) if vm.host.is_none() => new.push(id.clone()),
+            (false, RunIntent::Running) => run(control, now, &vm),
+            (false, RunIntent::Stopped) => stop(control, now, &vm),
+        }
+        if control.vm(&id).is_none_or(|vm| control.rests(vm)) {
+            control.lifecycle.settled(&id);
         }
     }
+    place(control, now, new);
     release_strays(control, now);
-    control.lifecycle.vms.retain(|vm, _| control.tables.vms.contains_key(vm));
-    control.live.vm_load.retain(|vm, _| control.tables.vms.contains_key(vm));
 }
 
 fn run(control: &mut Control, now: TimeMs, vm: &Vm) {
-    let Some(host) = &vm.host else { return place(control, now, vm) };
+    let Some(host) = &vm.host else { return };
     let state = match control.live.sees(host, &vm.id) {
         Seen::Unknown => return,
         Seen::Absent => return ask_run(control, now, vm, host),
@@ -167,34 +203,49 @@ fn came_back(control: &Control, vm: &Vm, host: &HostId, migration: MigrationId) 
     })
 }
 
-fn place(control: &mut Control, now: TimeMs, vm: &Vm) {
-    let supervision = control.lifecycle.supervision(&vm.id);
-    if supervision.placed_try.is_some_and(|at| now.since(at) < PLACE_EVERY) || control.brake {
+/// Finds hosts for the vms that are new, and for those that wait and whose time has come. One look at the cluster serves all.
+fn place(control: &mut Control, now: TimeMs, new: Vec<VmId>) {
+    if control.brake {
         return;
     }
-    supervision.placed_try = Some(now);
-    match planner::place(&control.world(now), &vm.id) {
-        Ok(placement) => {
-            let host = placement.host;
-            let generation = vm.generation.next();
-            control.tables.change::<Vm>(&vm.id, |vm| {
-                vm.remains_on.remove(&host);
-                vm.host = Some(host.clone());
-                vm.generation = generation;
-            });
-            let text = format!("{} goes to {host}, because {}", vm.spec.name, placement.why);
-            vm_event(control, now, vm, Severity::Info, "vm-placed", text);
-            if let Some(vm) = control.vm(&vm.id).cloned() {
-                ask_run(control, now, &vm, &host);
+    let vms = control.tables.vms.len();
+    let round = control.lifecycle.attention.take_to_place(now, new, vms);
+    if round.is_empty() {
+        return;
+    }
+    let mut world = control.world(now);
+    for id in round {
+        let Some(vm) = control.vm(&id).cloned() else { continue };
+        match planner::place(&world, &id) {
+            Ok(placement) => {
+                let host = placement.host;
+                let generation = vm.generation.next();
+                control.tables.change::<Vm>(&id, |vm| {
+                    vm.remains_on.remove(&host);
+                    vm.host = Some(host.clone());
+                    vm.generation = generation;
+                });
+                control.lifecycle.attention.settled(&id);
+                control.lifecycle.attention.look_at(&id);
+                let text = format!("{} goes to {host}, because {}", vm.spec.name, placement.why);
+                vm_event(control, now, &vm, Severity::Info, "vm-placed", text);
+                if let Some(vm) = control.vm(&id).cloned() {
+                    ask_run(control, now, &vm, &host);
+                }
+                if let Some(view) = world.vms.get_mut(&id) {
+                    view.host = Some(host);
+                    view.generation = generation;
+                }
             }
-        }
-        Err(refusal) => {
-            if let planner::Refusal::WakeFirst { host } = &refusal {
-                let host = host.clone();
-                crate::power::wake(control, now, &host, &format!("{} needs room", vm.spec.name));
+            Err(refusal) => {
+                if let planner::Refusal::WakeFirst { host } = &refusal {
+                    let host = host.clone();
+                    crate::power::wake(control, now, &host, &format!("{} needs room", vm.spec.name));
+                }
+                control.lifecycle.attention.waits(now, &id);
+                let text = control.with_names(&format!("{} waits: {refusal}", vm.spec.name));
+                trouble(control, now, &vm, Severity::Warning, "vm-waits", text);
             }
-            let text = control.with_names(&format!("{} waits: {refusal}", vm.spec.name));
-            trouble(control, now, vm, Severity::Warning, "vm-waits", text);
         }
     }
 }
@@ -282,29 +333,33 @@ fn remove(control: &mut Control, now: TimeMs, vm: &Vm) {
 fn release_strays(control: &mut Control, now: TimeMs) {
     let mut strays = Vec::new();
     let mut strangers = Vec::new();
-    for (host, live) in &control.live.hosts {
-        if live.connection.is_none() || !control.tables.hosts.contains_key(host) {
+    for (host, id) in control.lifecycle.attention.strays() {
+        let Seen::There(seen) = control.live.sees(&host, &id) else {
+            // What a host that is away holds is looked at when it is back.
+            control.lifecycle.attention.is_no_stray(&host, &id);
+            continue;
+        };
+        if !control.is_stray(&host, &id) {
+            control.lifecycle.attention.is_no_stray(&host, &id);
             continue;
         }
-        for seen in live.vms.iter().flat_map(BTreeMap::values) {
-            match control.vm(&seen.vm) {
-                None => strangers.push((host.clone(), seen.vm.clone())),
-                Some(vm) if vm.host.as_ref() == Some(host) => {}
-                Some(vm)
-                    if vm
-                        .migration
-                        .and_then(|id| control.migration(id))
-                        .is_some_and(|m| m.from == *host || m.to == *host) => {}
-                Some(vm) => {
-                    let generation = vm.generation.max(seen.generation);
-                    strays.push((host.clone(), Command::Release { vm: vm.id.clone(), generation, delete_disk: false }));
-                }
+        match control.vm(&id) {
+            None => strangers.push((host, id)),
+            Some(vm)
+                if vm
+                    .migration
+                    .and_then(|id| control.migration(id))
+                    .is_some_and(|m| m.from == host || m.to == host) => {}
+            Some(vm) => {
+                let generation = vm.generation.max(seen.generation);
+                strays.push((host, Command::Release { vm: id, generation, delete_disk: false }));
             }
         }
     }
     for (host, command) in strays {
         control.live.send(&host, command);
     }
+    control.lifecycle.strangers.retain(|stranger| strangers.contains(stranger));
     for (host, vm) in strangers {
         if control.lifecycle.strangers.insert((host.clone(), vm.clone())) {
             let text = format!(

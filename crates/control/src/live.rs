@@ -1,13 +1,16 @@
 //! What is observed and never stored: connections, inventories, load, commands under way.
 
-use crate::interface::{AgentMessage, ConnectionId, Effect, NetworkReport};
+use crate::tables::Change;
+use crate::interface::{Object, AgentMessage, ConnectionId, Effect, NetworkReport};
 use crate::membership::Heartbeat;
+use crate::shared::SharedMap;
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationUpdate};
 use drover_model::inventory::{HostFacts, OutgoingPhase, VmInventory, VmState};
 use drover_model::load::{HostSample, VmSample, Window};
 use drover_model::world::HostState;
 use drover_model::{CommandId, HostId, MigrationId, Millis, TimeMs, VmId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Commands that one agent may have open at once. One that passes it waits for the next turn of its loop.
 const PENDING_MAX: usize = 512;
@@ -17,12 +20,12 @@ const CLOCK_DRIFTS_1_MS_IN: Millis = Millis(2_000);
 const CLOCK_ERROR_MAX: Millis = Millis(500);
 
 /// One host as it was last seen.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct HostLive {
     pub connection: Option<ConnectionId>,
     pub facts: Option<HostFacts>,
     /// `None`: unknown since the server started.
-    pub vms: Option<BTreeMap<VmId, VmInventory>>,
+    pub vms: Option<Arc<BTreeMap<VmId, VmInventory>>>,
     pub reported_at: Option<TimeMs>,
     /// When the last report was made, by the host's clock, on the server's: not when it arrived.
     pub made_at: Option<TimeMs>,
@@ -112,11 +115,14 @@ struct Pending {
     command: Command,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Live {
-    pub hosts: BTreeMap<HostId, HostLive>,
-    pub vm_load: BTreeMap<VmId, Window<VmSample>>,
+    pub hosts: SharedMap<HostId, HostLive>,
+    pub vm_load: SharedMap<VmId, Window<VmSample>>,
     pending: BTreeMap<CommandId, Pending>,
+    pending_of: BTreeMap<HostId, BTreeSet<CommandId>>,
+    /// Vms of which a host said something else than before, or that a command to it was answered for: not looked at yet.
+    pub news: BTreeSet<(HostId, VmId)>,
     next_command: CommandId,
     /// Sends of the step under way, after its commit.
     pub effects: Vec<Effect>,
@@ -131,7 +137,7 @@ pub struct Answered {
 
 impl Live {
     pub fn host(&mut self, host: &HostId, now: TimeMs) -> &mut HostLive {
-        self.hosts.entry(host.clone()).or_insert_with(|| HostLive::new(now))
+        self.hosts.get_or_insert_with(host, || HostLive::new(now))
     }
 
     pub fn sees(&self, host: &HostId, vm: &VmId) -> Seen<'_> {
@@ -148,19 +154,16 @@ impl Live {
         let Some(connection) = self.hosts.get(host).and_then(|live| live.connection) else {
             return false;
         };
-        let mut open = 0;
-        for pending in self.pending.values().filter(|pending| pending.host == *host) {
-            if pending.command == command {
-                return false;
-            }
-            open += 1;
+        if self.pending_at(host).any(|pending| *pending == command) {
+            return false;
         }
-        if open >= PENDING_MAX {
+        if self.pending_of.get(host).map_or(0, BTreeSet::len) >= PENDING_MAX {
             return false;
         }
         self.next_command = self.next_command.next();
         let id = self.next_command;
         self.pending.insert(id, Pending { host: host.clone(), command: command.clone() });
+        self.pending_of.entry(host.clone()).or_default().insert(id);
         self.effects.push(Effect::Send { host: host.clone(), connection, id, command });
         true
     }
@@ -176,8 +179,25 @@ impl Live {
     }
 
     fn asked<'a>(&'a self, host: &'a HostId, vm: &'a VmId) -> impl Iterator<Item = &'a Command> {
-        let to_host = self.pending.values().filter(move |pending| pending.host == *host);
-        to_host.map(|pending| &pending.command).filter(move |command| command.vm() == vm)
+        self.pending_at(host).filter(move |command| command.vm() == vm)
+    }
+
+    /// Commands to this host that have not been answered.
+    fn pending_at<'a>(&'a self, host: &HostId) -> impl Iterator<Item = &'a Command> + use<'a> {
+        let ids = self.pending_of.get(host).into_iter().flatten();
+        ids.filter_map(|id| self.pending.get(id)).map(|pending| &pending.command)
+    }
+
+    /// It is answered, or never will be.
+    fn take_pending(&mut self, id: CommandId) -> Option<Pending> {
+        let pending = self.pending.remove(&id)?;
+        if let Some(open) = self.pending_of.get_mut(&pending.host) {
+            open.remove(&id);
+            if open.is_empty() {
+                self.pending_of.remove(&pending.host);
+            }
+        }
+        Some(pending)
     }
 
     /// Whether what the host says of this vm may be older than what it was told about it.
@@ -204,12 +224,11 @@ impl Live {
             live.heartbeat = Heartbeat::default();
             live.heartbeat.arrived(now);
             live.facts = Some(facts.clone());
-            live.vms = Some(vms.iter().map(|vm| (vm.vm.clone(), vm.clone())).collect());
             live.reported_at = Some(now);
             live.made_at = None;
-            live.answered.clear();
             live.network = None;
             live.clock = HostClock::default();
+            self.take_inventory(now, host, vms);
             self.forget_pending(host);
             if let Some(old) = before.filter(|old| *old != connection) {
                 let why = "a newer connection of this host took its place".to_owned();
@@ -224,23 +243,23 @@ impl Live {
         match message {
             AgentMessage::Report { at, vms, load, network } => {
                 live.network = Some(network.clone());
-                live.vms = Some(vms.iter().map(|vm| (vm.vm.clone(), vm.clone())).collect());
                 live.reported_at = Some(now);
                 live.clock.learn(now, *at);
                 live.made_at = Some(live.to_server_clock(*at));
-                live.answered.clear();
                 if let Some((sample, vm_samples)) = load {
                     live.load.push(now, *sample);
                     for (vm, sample) in vm_samples {
-                        self.vm_load.entry(vm.clone()).or_default().push(now, *sample);
+                        self.vm_load.get_or_insert_with(vm, Window::default).push(now, *sample);
                     }
                 }
+                self.take_inventory(now, host, vms);
                 Reception::Fresh
             }
-            AgentMessage::Answer { id, answer } => match self.pending.remove(id) {
+            AgentMessage::Answer { id, answer } => match self.take_pending(*id) {
                 Some(pending) => {
                     if !pending.command.only_looks() {
                         self.host(host, now).answered.insert(pending.command.vm().clone());
+                        self.news.insert((host.clone(), pending.command.vm().clone()));
                     }
                     Reception::Answer(Box::new(Answered { command: pending.command, answer: answer.clone() }))
                 }
@@ -252,20 +271,46 @@ impl Live {
                 Reception::Fresh
             }
             AgentMessage::Migration { vm, migration, update } => {
-                if let Some(seen) = live.vms.as_mut().and_then(|vms| vms.get_mut(vm))
+                if let Some(seen) = live.vms.as_mut().and_then(|vms| Arc::make_mut(vms).get_mut(vm))
                     && seen.state.migration() == Some(*migration)
                     && let Some(state) = state_after(&seen.state, *migration, update)
                 {
                     seen.state = state;
                 }
+                self.news.insert((host.clone(), vm.clone()));
                 Reception::Fresh
             }
             AgentMessage::Connected { .. } => Reception::Fresh,
         }
     }
 
+    /// The step changed this object: what was measured of a vm goes with it.
+    pub fn changed(&mut self, change: Change<'_>) {
+        if let (Some(Object::Vm(vm)), None) = (change.before, change.after) {
+            self.vm_load.remove(&vm.id);
+        }
+    }
+
     fn forget_pending(&mut self, host: &HostId) {
-        self.pending.retain(|_, pending| pending.host != *host);
+        for id in self.pending_of.remove(host).unwrap_or_default() {
+            if let Some(pending) = self.pending.remove(&id) {
+                self.news.insert((host.clone(), pending.command.vm().clone()));
+            }
+        }
+    }
+
+    /// Takes in an inventory, and marks the vms of which it says something new.
+    fn take_inventory(&mut self, now: TimeMs, host: &HostId, vms: &[VmInventory]) {
+        let live = self.host(host, now);
+        let taken: BTreeMap<VmId, VmInventory> = vms.iter().map(|vm| (vm.vm.clone(), vm.clone())).collect();
+        let before = live.vms.replace(Arc::new(taken));
+        let answered = std::mem::take(&mut live.answered);
+        let after = live.vms.clone().unwrap_or_default();
+        let before = before.unwrap_or_default();
+        let came_or_changed = after.iter().filter(|(vm, seen)| before.get(*vm) != Some(seen)).map(|(vm, _)| vm);
+        let went = before.keys().filter(|vm| !after.contains_key(*vm));
+        let changed: Vec<VmId> = came_or_changed.chain(went).chain(&answered).cloned().collect();
+        self.news.extend(changed.into_iter().map(|vm| (host.clone(), vm)));
     }
 }
 

@@ -61,8 +61,9 @@ impl Heartbeat {
 
 /// The server itself stood still for so long.
 pub fn excuse(control: &mut Control, now: TimeMs, unattended: Millis) {
-    for live in control.live.hosts.values_mut() {
-        live.heartbeat.excuse(now, unattended);
+    let hosts: Vec<HostId> = control.live.hosts.keys().cloned().collect();
+    for host in hosts {
+        control.live.host(&host, now).heartbeat.excuse(now, unattended);
     }
     control.first_messages_from = control.first_messages_from.plus(unattended).min(now);
 }
@@ -94,6 +95,7 @@ fn judge(control: &mut Control, now: TimeMs, host: &HostId) {
     if matches!(next, HostState::Down | HostState::Asleep) {
         live.load.clear();
     }
+    control.look_at_vms_of(host);
     tell(control, now, host, before, next);
 }
 

@@ -9,6 +9,7 @@
 
 use crate::interface::{Commit, Stored, Write};
 use crate::kinds::{Entity, Object, Rows};
+use crate::shared::SharedMap;
 use crate::time::WallOffset;
 use drover_model::event::{Event, Severity};
 use drover_model::kind::{Kind, ObjectKey, Owner};
@@ -30,14 +31,14 @@ pub struct Row<T> {
 /// All objects of one kind, in the order of their keys, with the indexes by name and by what they refer to.
 #[derive(Debug, Clone)]
 pub struct Table<T: Kind> {
-    rows: MapM<T::Key, Arc<Row<T>>>,
+    rows: SharedMap<T::Key, Row<T>>,
     by_name: MapM<String, SetS<T::Key>>,
     by_reference: MapM<ObjectKey, SetS<T::Key>>,
 }
 
 impl<T: Kind> Default for Table<T> {
     fn default() -> Self {
-        Self { rows: MapM::new(), by_name: MapM::new(), by_reference: MapM::new() }
+        Self { rows: SharedMap::default(), by_name: MapM::new(), by_reference: MapM::new() }
     }
 }
 
@@ -47,11 +48,11 @@ impl<T: Kind> Table<T> {
     }
 
     pub fn row(&self, key: &T::Key) -> Option<&Row<T>> {
-        self.rows.get(key).map(|row| &**row)
+        self.rows.get(key)
     }
 
     pub fn contains_key(&self, key: &T::Key) -> bool {
-        self.rows.get(key).is_some()
+        self.rows.contains_key(key)
     }
 
     pub fn len(&self) -> usize {
@@ -59,11 +60,11 @@ impl<T: Kind> Table<T> {
     }
 
     pub fn keys(&self) -> impl DoubleEndedIterator<Item = &T::Key> {
-        (&self.rows).into_iter().map(|(key, _)| key)
+        self.rows.keys()
     }
 
     pub fn rows(&self) -> impl DoubleEndedIterator<Item = &Row<T>> {
-        (&self.rows).into_iter().map(|(_, row)| &**row)
+        self.rows.values()
     }
 
     pub fn values(&self) -> impl DoubleEndedIterator<Item = &T> {
@@ -72,13 +73,12 @@ impl<T: Kind> Table<T> {
 
     /// Those whose keys come after this one, in order.
     pub fn rows_after<'a>(&'a self, key: &T::Key) -> impl DoubleEndedIterator<Item = &'a Row<T>> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        self.rows.range((Excluded(key.clone()), Unbounded)).map(|(_, row)| &**row)
+        self.rows.after(key)
     }
 
     /// Those whose keys come before this one, in order.
     pub fn rows_before<'a>(&'a self, key: &T::Key) -> impl DoubleEndedIterator<Item = &'a Row<T>> {
-        self.rows.range(..key.clone()).map(|(_, row)| &**row)
+        self.rows.before(key)
     }
 
     /// Those that people call this, whoever owns them.
@@ -112,7 +112,7 @@ impl<T: Kind> Table<T> {
     fn put(&mut self, row: Row<T>) -> Option<Arc<Row<T>>> {
         let key = row.value.key();
         let (name, references) = (row.value.name(), row.value.references());
-        let before = self.rows.insert_cow(key.clone(), Arc::new(row));
+        let before = self.rows.insert(key.clone(), row);
         match &before {
             Some(before) if before.value.name() == name && before.value.references() == references => {}
             Some(before) => {
@@ -125,7 +125,7 @@ impl<T: Kind> Table<T> {
     }
 
     fn remove(&mut self, key: &T::Key) -> Option<Arc<Row<T>>> {
-        let before = self.rows.remove_cow(key)?;
+        let before = self.rows.remove(key)?;
         self.forget(&before.value);
         Some(before)
     }
@@ -158,7 +158,7 @@ impl<T: Kind> Table<T> {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Tables {
     /// Of the last commit; the step under way makes the next one.
     pub revision: Revision,
@@ -178,13 +178,13 @@ impl std::ops::Deref for Tables {
 }
 
 /// What the step under way has changed so far.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Changes {
     writes: BTreeMap<ObjectKey, Touched>,
     events: Vec<Event>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Touched {
     /// The revision before the step; `None` if the object is new in it.
     expected: Option<Revision>,
