@@ -28,8 +28,8 @@ pub fn may_read<K: Exposed>(actor: &Actor) -> Result<(), Refusal> {
     }
 }
 
-/// Whether the caller may make objects of this kind at all.
-pub fn may_create<K: Exposed>(actor: &Actor) -> Result<(), Refusal> {
+/// Whether the caller may make, change or remove objects of this kind at all.
+pub fn may_write<K: Exposed>(actor: &Actor) -> Result<(), Refusal> {
     match (&actor.role, K::ACCESS.write) {
         (Role::Operator, _) | (Role::Tenant { .. }, Audience::Owner | Audience::Everyone) => Ok(()),
         (Role::Tenant { .. }, Audience::Operators) => Err(forbidden("only an operator may do this")),
@@ -38,7 +38,7 @@ pub fn may_create<K: Exposed>(actor: &Actor) -> Result<(), Refusal> {
 
 /// Whether the caller may make, change or remove this object, which it may know of.
 pub fn may_change<K: Exposed>(actor: &Actor, owner: Owner<'_>) -> Result<(), Refusal> {
-    may_create::<K>(actor)?;
+    may_write::<K>(actor)?;
     match &actor.role {
         Role::Operator => Ok(()),
         Role::Tenant { tenant } if owner.tenant() == Some(tenant) => Ok(()),

@@ -318,9 +318,11 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use drover_model::intent::Tenant;
 
-    fn tenant(id: &str) -> Tenant {
-        Tenant { id: id.parse().unwrap(), created_at: TimeMs(1) }
+    fn tenant(name: &str) -> Tenant {
+        let (id, name) = (format!("tn-{name}").parse().unwrap(), name.parse().unwrap());
+        Tenant { id, name, created_at: TimeMs(1), labels: Default::default(), quota: Default::default() }
     }
 
     #[test]

@@ -133,8 +133,10 @@ mod tests {
     use drover_model::TimeMs;
     use drover_model::intent::Tenant;
 
-    fn put(revision: u64, id: &str, expected: Option<u64>) -> Commit {
-        let object = Object::Tenant(Tenant { id: id.parse().unwrap(), created_at: TimeMs(revision) });
+    fn put(revision: u64, name: &str, expected: Option<u64>) -> Commit {
+        let (id, name) = (format!("tn-{name}").parse().unwrap(), name.parse().unwrap());
+        let (created_at, labels, quota) = (TimeMs(revision), Default::default(), Default::default());
+        let object = Object::Tenant(Tenant { id, name, created_at, labels, quota });
         let writes = vec![Write::Put { object, expected: expected.map(Revision) }];
         Commit { revision: Revision(revision), writes, events: Vec::new() }
     }

@@ -24,7 +24,7 @@ impl Resource for Image {
 
 /// Its files lie in place.
 pub(crate) fn create(context: &mut Context, image: Image) -> Result<Reply, Refusal> {
-    access::may_create::<Image>(context.actor)?;
+    access::may_write::<Image>(context.actor)?;
     if context.control.image(&image.id).is_some() {
         let detail = format!("there is an image {} already: choose another name", image.id);
         return Err(Refusal::conflict(detail).at("name"));

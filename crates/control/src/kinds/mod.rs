@@ -246,20 +246,23 @@ macro_rules! drafted {
 drafted!(Tenant, Network, SecurityGroup, Port, PlacementRule);
 
 fn create_one<K: Resource>(context: &mut Context, create: K::Create) -> Result<Reply, Refusal> {
-    access::may_create::<K>(context.actor)?;
+    access::may_write::<K>(context.actor)?;
     let object = K::create(context, create)?;
     access::may_change::<K>(context.actor, object.owner())?;
     let key = object.key();
     let taken = K::table(&context.control.tables).contains_key(&key)
         || K::table(&context.control.tables).of_owner(object.owner(), &object.name()).is_some();
     if taken {
-        let detail = format!("there is a {} {} already: choose another name", K::TITLE, object.name());
-        return Err(Refusal::conflict(detail).at("name"));
+        return Err(name_taken::<K>(&object.name()));
     }
     happened(context, &object, "created", "created");
     let key = ObjectKey::of::<K>(&key);
     context.control.tables.put(object);
     Ok(Reply::Object(key))
+}
+
+fn name_taken<K: Exposed>(name: &str) -> Refusal {
+    Refusal::conflict(format!("there is a {} {name} already: choose another name", K::TITLE)).at("name")
 }
 
 macro_rules! by_name {
@@ -337,6 +340,7 @@ fn remove_one<K: Resource>(context: &mut Context, id: &str) -> Result<Reply, Ref
 
 /// The object, if the caller may change it.
 fn own<K: Resource>(context: &Context, id: &str) -> Result<K, Refusal> {
+    access::may_write::<K>(context.actor)?;
     let control = &*context.control;
     let object = id.parse().ok().and_then(|key| control.tables.get::<K>(&key));
     let object = object.filter(|object| access::sees::<K>(context.actor, object.owner_in(control)));

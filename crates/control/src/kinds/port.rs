@@ -1,6 +1,6 @@
 //! Ports: interfaces of hosts on overlay networks, made by operators.
 
-use super::{Context, Reading, Resource};
+use super::{Context, Reading, Resource, name_taken};
 use crate::interface::Refusal;
 use crate::network::{assign, has_room};
 use drover_model::intent::Host;
@@ -18,6 +18,10 @@ impl Resource for Port {
     fn create(context: &mut Context, create: CreatePort) -> Result<Self, Refusal> {
         let CreatePort { name: id, network, tenant, host, interface, mac, address, labels } = create;
         let control = &*context.control;
+        // Before its MAC, which is derived from its name, is found to be taken.
+        if control.port(&id).is_some() {
+            return Err(name_taken::<Self>(id.as_str()));
+        }
         let network = control.find::<Network>(&network, context.actor, tenant.as_ref());
         let network = &network.map_err(|refusal| refusal.at("network"))?.value;
         let row = control.require::<Host>(&host).map_err(|refusal| refusal.at("host"))?;

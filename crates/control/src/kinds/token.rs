@@ -28,7 +28,7 @@ impl Resource for ApiToken {
 }
 
 pub(crate) fn create(context: &mut Context, token: ApiToken) -> Result<Reply, Refusal> {
-    access::may_create::<ApiToken>(context.actor)?;
+    access::may_write::<ApiToken>(context.actor)?;
     if let Some(tenant) = token.role.tenant() {
         context.within_quota(tenant, Wanted { tokens: 1, ..Wanted::default() })?;
     }

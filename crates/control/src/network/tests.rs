@@ -1,23 +1,27 @@
 //! Requests and what hosts are told of them, through the state machine as the server drives it.
 
 use crate::interface::{
-    Action, Actor, AgentMessage, ConnectionId, Effect, Input, NetworkReport, NetworkSpec, PortSpec, Refusal,
-    RefusalKind, Reply, Request, RequestId,
+    Action, Actor, AgentMessage, ConnectionId, Draft, Effect, Input, NetworkReport, Refusal, RefusalKind, Reply,
+    Request, RequestId,
 };
 use crate::{Control, Settings};
 use drover_model::command::Command;
-use drover_model::intent::{Image, ImageFile, JoinToken, Nic, Role, Vm, VmSpec};
+use drover_model::intent::{Host, Image, ImageFile, JoinToken, Nic, Role, Tenant, Vm, VmSpec};
 use drover_model::inventory::{Accelerator, HostFacts};
+use drover_model::kind::{Kind, ObjectKey, Owned};
 use drover_model::network::{
-    Bandwidth, Direction, HostNetwork, Network, Port, PortRule, Protocol, Remote, SecurityGroup, SecurityRule, Station,
+    Bandwidth, Direction, HostNetwork, Network, Port, PortRule, Protocol, SecurityGroup, Station,
 };
 use drover_model::policy::{Mode, Policy};
-use drover_model::{Bytes, TimeMs, VmId};
+use drover_model::v1::{CreateNetwork, CreatePort, CreateSecurityGroup, CreateTenant, SecurityRule};
+use drover_model::{Bytes, NetworkId, TimeMs, VmId};
+use serde_json::json;
 use std::net::Ipv4Addr;
 
 struct Site {
     control: Control,
     now: u64,
+    requests: u64,
     /// Of the last step, without commits.
     effects: Vec<Effect>,
 }
@@ -44,23 +48,63 @@ fn operator() -> Actor {
     Actor { name: "operator".to_owned(), role: Role::Operator }
 }
 
-fn spec(tenant: &str, name: &str, subnet: &str) -> NetworkSpec {
-    NetworkSpec {
-        tenant: tenant.parse().unwrap(),
+fn create_network(tenant: &str, name: &str, subnet: &str) -> CreateNetwork {
+    CreateNetwork {
         name: name.parse().unwrap(),
+        tenant: Some(tenant.parse().unwrap()),
         subnet: subnet.parse().unwrap(),
         router: None,
         dns: Vec::new(),
-        mtu: Network::MTU_DEFAULT,
+        mtu: None,
+        labels: Default::default(),
     }
 }
 
-fn rule(remote: Remote) -> SecurityRule {
-    SecurityRule { direction: Direction::Ingress, protocol: Protocol::Tcp, ports: Some((80, 80)), remote }
+/// TCP to port 80, from anybody.
+fn rule() -> SecurityRule {
+    SecurityRule {
+        direction: Direction::Ingress,
+        protocol: Protocol::Tcp,
+        first_port: Some(80),
+        last_port: None,
+        subnet: None,
+        group: None,
+    }
 }
 
-fn group(tenant: &str, name: &str, rules: Vec<SecurityRule>) -> SecurityGroup {
-    SecurityGroup { id: name.parse().unwrap(), tenant: tenant.parse().unwrap(), rules, created_at: TimeMs(1) }
+fn rule_for(group: &str) -> SecurityRule {
+    SecurityRule { group: Some(group.to_owned()), ..rule() }
+}
+
+fn group(tenant: &str, name: &str, rules: Vec<SecurityRule>) -> Action {
+    Action::Create(Draft::SecurityGroup(CreateSecurityGroup {
+        name: name.parse().unwrap(),
+        tenant: Some(tenant.parse().unwrap()),
+        rules,
+        labels: Default::default(),
+    }))
+}
+
+fn group_key(tenant: &str, name: &str) -> ObjectKey {
+    let key = Owned { tenant: tenant.parse().unwrap(), name: name.parse().unwrap() };
+    ObjectKey::of::<SecurityGroup>(&key)
+}
+
+fn port(name: &str, network: &NetworkId) -> CreatePort {
+    CreatePort {
+        name: name.parse().unwrap(),
+        network: network.to_string(),
+        tenant: None,
+        host: "h1".parse().unwrap(),
+        interface: "gw0".to_owned(),
+        mac: None,
+        address: None,
+        labels: Default::default(),
+    }
+}
+
+fn remove<K: Kind>(key: &str) -> Action {
+    Action::Remove { key: ObjectKey { kind: K::NAME.into(), id: key.to_owned() } }
 }
 
 impl Site {
@@ -69,13 +113,15 @@ impl Site {
         let initial_policy = Policy { mode: Mode::Observe, ..Policy::default() };
         let settings = Settings { initial_policy, ..Settings::default() };
         let control = Control::load(crate::interface::PersistedState::default(), settings, TimeMs(1_000));
-        let mut site = Self { control, now: 1_000, effects: Vec::new() };
+        let mut site = Self { control, now: 1_000, requests: 0, effects: Vec::new() };
         for tenant in ["blue", "green"] {
-            site.done(Action::CreateTenant { id: tenant.parse().unwrap() });
+            let (name, labels, quota) = (tenant.parse().unwrap(), Default::default(), Default::default());
+            site.done(Action::Create(Draft::Tenant(CreateTenant { name, labels, quota })));
         }
         let kernel = Some(ImageFile { size: Bytes(1), sha256: String::new() });
         let (id, created_at) = ("tiny".parse().unwrap(), TimeMs(1));
-        let image = Image { id, created_at, kernel, initrd: None, disk: None, cmdline: String::new() };
+        let (cmdline, labels) = (String::new(), Default::default());
+        let image = Image { id, created_at, kernel, initrd: None, disk: None, cmdline, labels };
         site.done(Action::CreateImage { image });
         for n in 1..=hosts {
             let host: drover_model::HostId = format!("h{n}").parse().unwrap();
@@ -107,7 +153,9 @@ impl Site {
     }
 
     fn ask(&mut self, actor: Actor, ask: Action) -> Result<Reply, Refusal> {
-        let request = Request { id: RequestId(1), actor, idempotency_key: None, if_match: None, action: ask };
+        self.requests += 1;
+        let fresh = format!("{:012}", self.requests);
+        let request = Request { id: RequestId(1), actor, idempotency_key: None, if_match: None, fresh, action: ask };
         self.step(Input::Request(request)).expect("a request is answered in its step")
     }
 
@@ -151,9 +199,22 @@ impl Site {
         self.step(Input::Tick);
     }
 
-    fn network(&mut self, tenant: &str, name: &str) {
-        let id = format!("net-{tenant}-{name}").parse().unwrap();
-        self.done(Action::CreateNetwork { id, spec: spec(tenant, name, "10.0.0.0/29") });
+    fn network(&mut self, tenant: &str, name: &str) -> NetworkId {
+        self.create_network(create_network(tenant, name, "10.0.0.0/29"))
+    }
+
+    fn create_network(&mut self, create: CreateNetwork) -> NetworkId {
+        match self.ask(operator(), Action::Create(Draft::Network(create))).unwrap() {
+            Reply::Object(key) => key.id.parse().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The network that the caller means.
+    fn find(&self, reference: &str, actor: &Actor, tenant: Option<&str>) -> Result<NetworkId, RefusalKind> {
+        let tenant = tenant.map(|tenant| tenant.parse().unwrap());
+        let found = self.control.find::<Network>(reference, actor, tenant.as_ref());
+        found.map(|row| row.value.id.clone()).map_err(|refusal| refusal.kind)
     }
 
     /// On the host of this number, when it is placed.
@@ -172,6 +233,7 @@ impl Site {
             pinned_to: [format!("h{host}").parse().unwrap()].into(),
             cpu_reserved: Default::default(),
             guest_args: Default::default(),
+            labels: Default::default(),
         };
         self.ask(tenant_of(tenant), Action::CreateVm { id: id.clone(), spec })?;
         Ok(self.control.vm(&id).unwrap().spec.nic.clone().unwrap())
@@ -194,21 +256,12 @@ impl Site {
 fn a_vm_gets_the_lowest_free_address_and_gives_it_back_when_it_is_gone() {
     let mut site = Site::new(1);
     let router = Some(Ipv4Addr::new(10, 0, 0, 1));
-    let spec = NetworkSpec { router, ..spec("blue", "lan", "10.0.0.0/29") };
-    site.done(Action::CreateNetwork { id: "net-blue-lan".parse().unwrap(), spec });
+    let lan = site.create_network(CreateNetwork { router, ..create_network("blue", "lan", "10.0.0.0/29") });
     let fixed = |text: &'static str| move |nic: &mut Nic| nic.address = Some(text.to_owned());
     let fixed_at = |site: &mut Site, name: &str, text| site.try_vm("blue", name, 1, fixed(text)).map(|nic| nic.address);
     assert_eq!(fixed_at(&mut site, "c", "10.0.0.3").unwrap().as_deref(), Some("10.0.0.3/29"));
     assert_eq!(site.vm("blue", "a", 1).as_deref(), Some("10.0.0.2/29"));
-    let port = PortSpec {
-        id: "gw".parse().unwrap(),
-        network: "net-blue-lan".parse().unwrap(),
-        host: "h1".parse().unwrap(),
-        interface: "gw0".to_owned(),
-        mac: None,
-        address: None,
-    };
-    site.done(Action::CreatePort { spec: port });
+    site.done(Action::Create(Draft::Port(port("gw", &lan))));
     assert_eq!(site.control.ports().next().unwrap().address, Ipv4Addr::new(10, 0, 0, 4));
     assert_eq!(site.vm("blue", "b", 1).as_deref(), Some("10.0.0.5/29"));
     for (text, kind) in [
@@ -222,7 +275,7 @@ fn a_vm_gets_the_lowest_free_address_and_gives_it_back_when_it_is_gone() {
         ("fd00::1", RefusalKind::Invalid),
     ] {
         let refusal = fixed_at(&mut site, "x", text).unwrap_err();
-        assert_eq!((refusal.kind, refusal.field), (kind, Some("address")), "{text}: {refusal}");
+        assert_eq!((refusal.kind, refusal.field.as_deref()), (kind, Some("address")), "{text}: {refusal}");
     }
     assert_eq!(site.vm("blue", "d", 1).as_deref(), Some("10.0.0.6/29"));
     let full = site.try_vm("blue", "e", 1, |_| {}).unwrap_err();
@@ -235,59 +288,59 @@ fn a_vm_gets_the_lowest_free_address_and_gives_it_back_when_it_is_gone() {
 #[test]
 fn a_name_means_the_tenants_own_network_and_never_anothers() {
     let mut site = Site::new(1);
-    site.network("blue", "lan");
-    site.network("green", "lan");
-    let at = |nic: Nic| (nic.network.to_string(), nic.address.unwrap());
-    let lan = |network: &str| (network.to_owned(), "10.0.0.1/29".to_owned());
-    assert_eq!(site.try_vm("blue", "a", 1, |_| {}).map(at), Ok(lan("net-blue-lan")));
-    assert_eq!(site.try_vm("green", "b", 1, |_| {}).map(at), Ok(lan("net-green-lan")));
-    let by_id = |nic: &mut Nic| nic.network = "net-blue-lan".parse().unwrap();
+    let blues = site.network("blue", "lan");
+    let greens = site.network("green", "lan");
+    let at = |nic: Nic| (nic.network, nic.address.unwrap());
+    let lan = |network: &NetworkId| (network.clone(), "10.0.0.1/29".to_owned());
+    assert_eq!(site.try_vm("blue", "a", 1, |_| {}).map(at), Ok(lan(&blues)));
+    assert_eq!(site.try_vm("green", "b", 1, |_| {}).map(at), Ok(lan(&greens)));
+    let by_id = |nic: &mut Nic| nic.network = blues.clone();
     let refusal = site.try_vm("green", "c", 1, by_id).unwrap_err();
     assert!(refusal.detail.contains("there is no network"), "{refusal}");
-    let id = "net-blue-lan".parse().unwrap();
-    assert_eq!(site.ask(tenant_of("green"), Action::RemoveNetwork { id }).unwrap_err().kind, RefusalKind::NotFound);
-    assert!(site.control.find_network("net-blue-lan", &tenant_of("green"), None).is_err());
-    assert_eq!(site.control.find_network("lan", &operator(), None).unwrap_err().kind, RefusalKind::Conflict);
-    let (blue, theirs) = ("blue".parse().unwrap(), spec("green", "mine", "10.0.0.0/8"));
-    assert_eq!(site.control.find_network("lan", &operator(), Some(&blue)).unwrap().as_str(), "net-blue-lan");
-    let ask = Action::CreateNetwork { id: "net-x".parse().unwrap(), spec: theirs };
-    assert_eq!(site.ask(tenant_of("blue"), ask).unwrap_err().kind, RefusalKind::Forbidden);
+    let ask = remove::<Network>(blues.as_str());
+    assert_eq!(site.ask(tenant_of("green"), ask).unwrap_err().kind, RefusalKind::NotFound);
+    assert_eq!(site.find(blues.as_str(), &tenant_of("green"), None), Err(RefusalKind::NotFound));
+    assert_eq!(site.find("lan", &operator(), None), Err(RefusalKind::Conflict));
+    assert_eq!(site.find("lan", &operator(), Some("blue")), Ok(blues));
+    // A tenant that names another tenant is refused, by the field.
+    let theirs = Action::Create(Draft::Network(create_network("green", "mine", "10.0.0.0/8")));
+    let refusal = site.ask(tenant_of("blue"), theirs).unwrap_err();
+    assert_eq!((refusal.kind, refusal.field.as_deref()), (RefusalKind::Invalid, Some("tenant")));
     // A provider network is everybody's, and tells nothing of addresses.
     let provider = |nic: &mut Nic| nic.network = "prov".parse().unwrap();
     assert_eq!(site.try_vm("green", "d", 1, provider).unwrap().address, None);
     let plain = |nic: &mut Nic| (nic.network, nic.address) = ("prov".parse().unwrap(), Some("10.9.9.9".to_owned()));
-    assert_eq!(site.try_vm("green", "e", 1, plain).unwrap_err().field, Some("address"));
-    let ask = Action::CreateNetwork { id: "net-p".parse().unwrap(), spec: spec("blue", "prov", "10.0.0.0/8") };
+    assert_eq!(site.try_vm("green", "e", 1, plain).unwrap_err().field.as_deref(), Some("address"));
+    let ask = Action::Create(Draft::Network(create_network("blue", "prov", "10.0.0.0/8")));
     site.refused(ask, RefusalKind::Conflict, "is a provider network");
 }
 
 #[test]
 fn a_network_that_makes_no_sense_is_refused_by_the_field() {
     let mut site = Site::new(1);
-    let sound = || spec("blue", "lan", "10.1.0.0/16");
+    let sound = || create_network("blue", "lan", "10.1.0.0/16");
     let router = |text: &str| Some(text.parse().unwrap());
-    for (spec, field) in [
-        (spec("blue", "lan", "10.1.2.3/16"), "subnet"),
-        (spec("blue", "lan", "10.0.0.0/7"), "subnet"),
-        (spec("blue", "lan", "10.0.0.0/31"), "subnet"),
-        (spec("blue", "lan", "127.0.0.0/16"), "subnet"),
-        (spec("blue", "lan", "169.254.1.0/24"), "subnet"),
-        (spec("blue", "lan", "239.0.0.0/8"), "subnet"),
-        (NetworkSpec { router: router("10.2.0.1"), ..sound() }, "router"),
-        (NetworkSpec { router: router("10.1.0.0"), ..sound() }, "router"),
-        (NetworkSpec { router: router("10.1.255.255"), ..sound() }, "router"),
-        (NetworkSpec { dns: vec![Ipv4Addr::UNSPECIFIED], ..sound() }, "dns"),
-        (NetworkSpec { dns: vec![Ipv4Addr::LOCALHOST; 5], ..sound() }, "dns"),
-        (NetworkSpec { mtu: 575, ..sound() }, "mtu"),
-        (NetworkSpec { mtu: 8951, ..sound() }, "mtu"),
+    for (create, field) in [
+        (create_network("blue", "lan", "10.1.2.3/16"), "subnet"),
+        (create_network("blue", "lan", "10.0.0.0/7"), "subnet"),
+        (create_network("blue", "lan", "10.0.0.0/31"), "subnet"),
+        (create_network("blue", "lan", "127.0.0.0/16"), "subnet"),
+        (create_network("blue", "lan", "169.254.1.0/24"), "subnet"),
+        (create_network("blue", "lan", "239.0.0.0/8"), "subnet"),
+        (CreateNetwork { router: router("10.2.0.1"), ..sound() }, "router"),
+        (CreateNetwork { router: router("10.1.0.0"), ..sound() }, "router"),
+        (CreateNetwork { router: router("10.1.255.255"), ..sound() }, "router"),
+        (CreateNetwork { dns: vec![Ipv4Addr::UNSPECIFIED], ..sound() }, "dns"),
+        (CreateNetwork { dns: vec![Ipv4Addr::LOCALHOST; 5], ..sound() }, "dns"),
+        (CreateNetwork { mtu: Some(575), ..sound() }, "mtu"),
+        (CreateNetwork { mtu: Some(8951), ..sound() }, "mtu"),
     ] {
-        let refusal = site.ask(operator(), Action::CreateNetwork { id: "net-a".parse().unwrap(), spec }).unwrap_err();
-        assert_eq!(refusal.field, Some(field), "{refusal}");
+        let refusal = site.ask(operator(), Action::Create(Draft::Network(create))).unwrap_err();
+        assert_eq!(refusal.field.as_deref(), Some(field), "{refusal}");
     }
     assert_eq!(site.control.networks().count(), 0);
     for n in 0..50 {
-        let id = format!("net-{n}").parse().unwrap();
-        site.done(Action::CreateNetwork { id, spec: spec("blue", &format!("lan-{n}"), "10.0.0.0/8") });
+        site.create_network(create_network("blue", &format!("lan-{n}"), "10.0.0.0/8"));
     }
     let vnis: std::collections::BTreeSet<u32> = site.control.networks().map(|network| network.vni).collect();
     assert_eq!(vnis.len(), 50);
@@ -297,50 +350,61 @@ fn a_network_that_makes_no_sense_is_refused_by_the_field() {
 #[test]
 fn what_is_in_use_is_not_removed() {
     let mut site = Site::new(1);
-    site.network("blue", "lan");
-    let (web, db) = ("web", "db");
-    site.done(Action::CreateSecurityGroup { group: group("blue", web, vec![rule(Remote::Any)]) });
-    let of_web = Remote::Group { group: web.parse().unwrap() };
-    site.done(Action::CreateSecurityGroup { group: group("blue", db, vec![rule(of_web)]) });
-    let remove =
-        |name: &str| Action::RemoveSecurityGroup { tenant: "blue".parse().unwrap(), id: name.parse().unwrap() };
-    site.try_vm("blue", "a", 1, |nic| nic.security_groups = [db.parse().unwrap()].into()).unwrap();
-    site.refused(remove(web), RefusalKind::Conflict, "a rule of security group db");
-    site.refused(remove(db), RefusalKind::Conflict, "1 vms are in");
-    let id: drover_model::NetworkId = "net-blue-lan".parse().unwrap();
-    site.refused(Action::RemoveNetwork { id: id.clone() }, RefusalKind::Conflict, "1 vms and 0 ports");
-    site.done(Action::RemoveVm { vm: vm_id("a") });
+    let lan = site.network("blue", "lan");
+    site.done(group("blue", "web", vec![rule()]));
+    site.done(group("blue", "db", vec![rule_for("web")]));
+    site.done(Action::Create(Draft::Port(port("gw", &lan))));
+    let remove_group = |name: &str| Action::Remove { key: group_key("blue", name) };
+    let remove_lan = || remove::<Network>(lan.as_str());
+    for name in ["a", "b"] {
+        site.try_vm("blue", name, 1, |nic| nic.security_groups = ["db".parse().unwrap()].into()).unwrap();
+    }
+    let refused = [
+        (remove_group("web"), "security group web is in use by 1 security group: remove them first"),
+        (remove_group("db"), "security group db is in use by 2 vms: remove them first"),
+        (remove_lan(), "network lan is in use by 2 vms and 1 port: remove them first"),
+    ];
+    for (ask, words) in refused {
+        site.refused(ask, RefusalKind::Conflict, words);
+    }
+    for name in ["a", "b"] {
+        site.done(Action::RemoveVm { vm: vm_id(name) });
+    }
     site.tick();
-    site.refused(Action::RemoveTenant { id: "blue".parse().unwrap() }, RefusalKind::Conflict, "1 networks and 2");
-    site.done(remove(db));
-    site.done(remove(web));
-    site.done(Action::RemoveNetwork { id });
-    site.done(Action::RemoveTenant { id: "blue".parse().unwrap() });
+    let words = "tenant blue is in use by 1 network and 2 security groups: remove them first";
+    site.refused(remove::<Tenant>("blue"), RefusalKind::Conflict, words);
+    site.refused(remove_lan(), RefusalKind::Conflict, "network lan is in use by 1 port: remove them first");
+    site.done(remove_group("db"));
+    site.done(remove_group("web"));
+    site.done(remove::<Port>("gw"));
+    site.done(remove_lan());
+    site.done(remove::<Tenant>("blue"));
 }
 
 #[test]
 fn a_rule_that_makes_no_sense_changes_nothing() {
     let mut site = Site::new(1);
-    site.done(Action::CreateSecurityGroup { group: group("green", "theirs", Vec::new()) });
-    let bad = |change: fn(&mut SecurityRule)| {
-        let mut rule = rule(Remote::Any);
-        change(&mut rule);
-        rule
+    site.done(group("green", "theirs", Vec::new()));
+    let refused = |site: &mut Site, rules: Vec<SecurityRule>| {
+        let refusal = site.ask(tenant_of("blue"), group("blue", "web", rules)).unwrap_err();
+        assert_eq!(refusal.field.as_deref(), Some("rules"), "{refusal}");
     };
-    for rule in [
-        bad(|rule| rule.protocol = Protocol::Icmp),
-        bad(|rule| rule.ports = Some((90, 80))),
-        bad(|rule| rule.ports = Some((0, 80))),
-        bad(|rule| rule.remote = Remote::Group { group: "theirs".parse().unwrap() }),
+    let first_port = Some(80);
+    for bad in [
+        SecurityRule { protocol: Protocol::Icmp, ..rule() },
+        SecurityRule { first_port: Some(90), last_port: first_port, ..rule() },
+        SecurityRule { first_port: Some(0), last_port: first_port, ..rule() },
+        SecurityRule { first_port: None, last_port: first_port, ..rule() },
+        SecurityRule { subnet: Some("10.0.0.0".to_owned()), ..rule() },
+        SecurityRule { subnet: Some("10.0.0.0/8".to_owned()), ..rule_for("web") },
+        rule_for("theirs"),
     ] {
-        let ask = Action::CreateSecurityGroup { group: group("blue", "web", vec![rule]) };
-        assert_eq!(site.ask(tenant_of("blue"), ask).unwrap_err().field, Some("rules"));
+        refused(&mut site, vec![bad]);
     }
-    let ask = Action::CreateSecurityGroup { group: group("blue", "web", vec![rule(Remote::Any); 65]) };
-    assert_eq!(site.ask(tenant_of("blue"), ask).unwrap_err().field, Some("rules"));
+    refused(&mut site, vec![rule(); 65]);
     assert!(site.control.security_group(&"blue".parse().unwrap(), &"web".parse().unwrap()).is_none());
     let theirs = |nic: &mut Nic| nic.security_groups = ["theirs".parse().unwrap()].into();
-    assert_eq!(site.try_vm("blue", "a", 1, theirs).unwrap_err().field, Some("security_groups"));
+    assert_eq!(site.try_vm("blue", "a", 1, theirs).unwrap_err().field.as_deref(), Some("security_groups"));
 }
 
 #[test]
@@ -390,9 +454,8 @@ fn a_group_stands_for_the_addresses_of_its_vms_on_the_same_network() {
     let mut site = Site::new(2);
     site.network("blue", "lan");
     site.network("blue", "other");
-    site.done(Action::CreateSecurityGroup { group: group("blue", "web", Vec::new()) });
-    let of_web = rule(Remote::Group { group: "web".parse().unwrap() });
-    site.done(Action::CreateSecurityGroup { group: group("blue", "db", vec![of_web.clone()]) });
+    site.done(group("blue", "web", Vec::new()));
+    site.done(group("blue", "db", vec![rule_for("web")]));
     let within = |name: &'static str| move |nic: &mut Nic| nic.security_groups = [name.parse().unwrap()].into();
     site.try_vm("blue", "db", 1, within("db")).unwrap();
     site.try_vm("blue", "web-1", 2, within("web")).unwrap();
@@ -418,8 +481,8 @@ fn a_group_stands_for_the_addresses_of_its_vms_on_the_same_network() {
     site.tick();
     assert_eq!(perimeter(&site), Some(vec![resolved(&[])]));
     assert_eq!(site.told("h2").unwrap().vms[0].perimeter, None);
-    let (tenant, id) = ("blue".parse().unwrap(), "db".parse().unwrap());
-    site.done(Action::SetSecurityRules { tenant, id, rules: vec![of_web, rule(Remote::Any)] });
+    let patch = json!({ "rules": [rule_for("web"), rule()] });
+    site.done(Action::Patch { key: group_key("blue", "db"), patch });
     site.tick();
     assert_eq!(perimeter(&site).map(|rules| rules.len()), Some(2));
     assert!(site.told("h2").is_none());
@@ -428,11 +491,11 @@ fn a_group_stands_for_the_addresses_of_its_vms_on_the_same_network() {
 #[test]
 fn what_a_host_has_applied_is_known_and_its_failure_told_once() {
     let mut site = Site::new(1);
-    site.network("blue", "lan");
+    let lan = site.network("blue", "lan");
     site.vm("blue", "a", 1);
     site.tick();
     let generation = site.told("h1").unwrap().generation;
-    let standing = |site: &Site| site.control.network_standing(&"net-blue-lan".parse().unwrap()).remove(0);
+    let standing = |site: &Site| site.control.network_standing(&lan).remove(0);
     assert!(!standing(&site).applied);
     let told = |site: &Site| -> Vec<String> {
         let events = site.control.events(drover_model::EventSeq(0), 1_000);
@@ -450,39 +513,36 @@ fn what_a_host_has_applied_is_known_and_its_failure_told_once() {
 #[test]
 fn a_port_is_a_member_like_a_vm_and_holds_its_host() {
     let mut site = Site::new(2);
-    site.network("blue", "lan");
+    let lan = site.network("blue", "lan");
     site.vm("blue", "a", 2);
-    let port = |name: &str, change: fn(&mut PortSpec)| {
-        let mut spec = PortSpec {
-            id: name.parse().unwrap(),
-            network: "net-blue-lan".parse().unwrap(),
-            host: "h1".parse().unwrap(),
-            interface: "gw0".to_owned(),
-            mac: None,
-            address: None,
-        };
-        change(&mut spec);
-        Action::CreatePort { spec }
+    let port = |name: &str, change: fn(&mut CreatePort)| {
+        let mut create = port(name, &lan);
+        change(&mut create);
+        Action::Create(Draft::Port(create))
     };
     site.done(port("gw", |_| {}));
     site.tick();
     let station = &site.told("h2").unwrap().overlays[0].stations[0];
     assert_eq!((&station.mac, station.address), (&Port::derived_mac(&"gw".parse().unwrap()), "10.0.0.2".parse().ok()));
     assert_eq!(site.told("h1").unwrap().ports.len(), 1);
-    site.refused(port("gw", |_| {}), RefusalKind::Conflict, "there is a port gw already");
+    site.refused(
+        port("gw", |port| port.interface = "gw1".to_owned()),
+        RefusalKind::Conflict,
+        "there is a port gw already: choose another name",
+    );
     site.refused(port("x", |_| {}), RefusalKind::Conflict, "interface gw0 already");
-    site.refused(port("x", |spec| spec.interface = "dvgw".to_owned()), RefusalKind::Invalid, "drover's own");
-    site.refused(port("x", |spec| spec.interface = "a/b".to_owned()), RefusalKind::Invalid, "must be 1 to 15");
-    let twin = |spec: &mut PortSpec| {
-        (spec.interface, spec.mac) = ("gw1".to_owned(), Some(Port::derived_mac(&"gw".parse().unwrap())));
+    site.refused(port("x", |port| port.interface = "dvgw".to_owned()), RefusalKind::Invalid, "drover's own");
+    site.refused(port("x", |port| port.interface = "a/b".to_owned()), RefusalKind::Invalid, "must be 1 to 15");
+    let twin = |port: &mut CreatePort| {
+        (port.interface, port.mac) = ("gw1".to_owned(), Some(Port::derived_mac(&"gw".parse().unwrap())));
     };
     site.refused(port("x", twin), RefusalKind::Conflict, "is another's");
-    let group_address = |spec: &mut PortSpec| {
-        (spec.interface, spec.mac) = ("gw1".to_owned(), Some("01:00:5e:00:00:01".to_owned()));
+    let group_address = |port: &mut CreatePort| {
+        (port.interface, port.mac) = ("gw1".to_owned(), Some("01:00:5e:00:00:01".to_owned()));
     };
     site.refused(port("x", group_address), RefusalKind::Invalid, "unicast");
-    site.refused(Action::RemoveHost { host: "h1".parse().unwrap() }, RefusalKind::Conflict, "has port gw");
-    let ask = Action::RemovePort { id: "gw".parse().unwrap() };
+    site.refused(remove::<Host>("h1"), RefusalKind::Conflict, "host h1 is in use by 1 port: remove them first");
+    let ask = remove::<Port>("gw");
     assert_eq!(site.ask(tenant_of("blue"), ask.clone()).unwrap_err().kind, RefusalKind::Forbidden);
     site.done(ask);
     site.tick();

@@ -200,7 +200,7 @@ fn only_a_vm_that_runs_and_stays_is_measured_and_nothing_is_stored_of_it() {
     let refused = |scene: &mut Scene, seconds| scene.ask(measure(seconds)).unwrap_err();
     for seconds in [0, 61] {
         let refusal = refused(&mut scene, seconds);
-        assert_eq!((refusal.kind, refusal.field), (RefusalKind::Invalid, Some("seconds")), "{refusal}");
+        assert_eq!((refusal.kind, refusal.field.as_deref()), (RefusalKind::Invalid, Some("seconds")), "{refusal}");
     }
     let nobody = Action::MeasureVm { vm: "vm-nobody".parse().unwrap(), span: Millis::secs(1) };
     assert_eq!(scene.ask(nobody).unwrap_err().kind, RefusalKind::NotFound);

@@ -1,16 +1,32 @@
 //! Rules of placement and what is said of hosts: who may write them, and that moves keep them.
 
 use crate::scene::*;
-use drover_control::interface::{Action, ObjectKey, RefusalKind};
-use drover_model::intent::HostAttributes;
+use drover_control::interface::{Action, Draft, ObjectKey, RefusalKind};
+use drover_model::intent::{Host, HostAttributes};
 use drover_model::placement::{HostSet, PlacementRule, RuleKind, Scope};
 use drover_model::policy::{Mode, PowerCurve};
+use drover_model::v1::{self, CreatePlacementRule, RuleWord};
 use drover_model::{HostId, Millis, RuleId, VmId};
 use drover_sim::{Cluster, host_id};
 
 fn rule(name: &str, vms: &[&VmId], kind: RuleKind) -> Action {
-    let (id, vms) = (name.parse().unwrap(), vms.iter().map(|vm| (*vm).clone()).collect());
-    Action::CreateRule { rule: PlacementRule { id, vms, kind } }
+    let (word, within, set, hosts_max) = match kind {
+        RuleKind::Together { within } => (RuleWord::Together, Some(within), HostSet::default(), None),
+        RuleKind::Apart { within } => (RuleWord::Apart, Some(within), HostSet::default(), None),
+        RuleKind::On { hosts } => (RuleWord::On, None, hosts, None),
+        RuleKind::NotOn { hosts } => (RuleWord::NotOn, None, hosts, None),
+        RuleKind::HostsMax { count } => (RuleWord::HostsMax, None, HostSet::default(), Some(count)),
+    };
+    let HostSet { hosts, racks, zones, labels } = set;
+    let (name, vms) = (name.parse().unwrap(), vms.iter().map(|vm| vm.to_string()).collect());
+    let create = CreatePlacementRule { name, rule: word, vms, within, hosts, racks, zones, labels, hosts_max };
+    Action::Create(Draft::PlacementRule(create))
+}
+
+/// All that is said of a host, in place of what was said before.
+fn set_attributes(host: usize, attributes: &HostAttributes) -> Action {
+    let patch = serde_json::to_value(v1::HostAttributes::from(attributes)).unwrap();
+    Action::Patch { key: ObjectKey::of::<Host>(&host_id(host)), patch }
 }
 
 fn on(label: &str) -> HostSet {
@@ -20,7 +36,7 @@ fn on(label: &str) -> HostSet {
 fn say(scene: &mut Scene, host: usize, change: impl FnOnce(&mut HostAttributes)) {
     let mut attributes = HostAttributes::default();
     change(&mut attributes);
-    scene.ask(Action::SetHostAttributes { host: host_id(host), attributes }).unwrap();
+    scene.ask(set_attributes(host, &attributes)).unwrap();
 }
 
 fn refused(scene: &mut Scene, vm: &VmId, to: HostId) -> String {
@@ -43,8 +59,8 @@ fn what_is_said_of_a_host_reaches_the_planner_and_nonsense_changes_nothing() {
     let world = |scene: &Scene| scene.cluster.control().unwrap().world(scene.cluster.now()).hosts[&host_id(0)].clone();
     assert_eq!(world(&scene).rack.unwrap().as_str(), "r1");
     let falling = HostAttributes { power: Some(PowerCurve::linear(120.0, 80.0)), ..HostAttributes::default() };
-    let refusal = scene.ask(Action::SetHostAttributes { host: host_id(0), attributes: falling }).unwrap_err();
-    assert_eq!((refusal.kind, refusal.field), (RefusalKind::Invalid, Some("power_curve_watts")));
+    let refusal = scene.ask(set_attributes(0, &falling)).unwrap_err();
+    assert_eq!((refusal.kind, refusal.field.as_deref()), (RefusalKind::Invalid, Some("power_curve_watts")));
     assert_eq!(world(&scene).power, Some(PowerCurve::linear(80.0, 120.0)));
 }
 
@@ -70,7 +86,7 @@ fn a_rule_about_what_does_not_exist_is_refused_by_name() {
 
     scene.ask(rule("r", &[&a, &b], RuleKind::Apart { within: Scope::Rack })).unwrap();
     let refusal = scene.ask(rule("r", &[&a, &b], RuleKind::Apart { within: Scope::Host })).unwrap_err();
-    assert_eq!(refusal.field, Some("name"));
+    assert_eq!(refusal.field.as_deref(), Some("name"));
     let refusal = scene.ask(rule("s", &[&a, &b], RuleKind::Together { within: Scope::Host })).unwrap_err();
     assert!(refusal.detail.contains("rule r says the opposite"), "{refusal}");
     scene.ask(rule("s", &[&a, &b], RuleKind::Together { within: Scope::Zone })).unwrap();
@@ -92,7 +108,7 @@ fn a_move_by_hand_keeps_the_rules() {
     assert!(why.contains("apart"), "{why}");
     let why = refused(&mut scene, &c, host_id(2));
     assert!(why.contains("near"), "{why}");
-    scene.ask(Action::RemoveRule { id: "near".parse().unwrap() }).unwrap();
+    scene.ask(Action::Remove { key: ObjectKey::of::<PlacementRule>(&"near".parse().unwrap()) }).unwrap();
     scene.ask(rule("new", &[&c], RuleKind::NotOn { hosts: on("old") })).unwrap();
     let why = refused(&mut scene, &c, host_id(2));
     assert!(why.contains("new"), "{why}");
@@ -111,7 +127,7 @@ fn a_rule_forgets_vms_that_are_gone_and_holds_on_to_its_hosts() {
     scene.ask(rule("off", &[&a], RuleKind::NotOn { hosts })).unwrap();
     scene.ask(rule("apart", &[&a, &b], RuleKind::Apart { within: Scope::Host })).unwrap();
     let refusal = scene.ask(Action::Remove { key: ObjectKey::of::<Host>(&host_id(1)) }).unwrap_err();
-    assert!(refusal.detail.contains("placement rule off names h2"), "{refusal}");
+    assert!(refusal.detail.contains("host h2 is in use by 1 placement rule"), "{refusal}");
     scene.ask(Action::RemoveVm { vm: a.clone() }).unwrap();
     scene.wait("it is gone", |cluster| cluster.control().is_some_and(|control| control.vm(&a).is_none()));
     let left: Vec<(RuleId, Vec<VmId>)> =
