@@ -1,8 +1,8 @@
 //! A small cluster for tests: the state machine as the server drives it, and hosts that do at once what they are told.
 
 use crate::interface::{
-    Action, Actor, AgentMessage, Commit, ConnectionId, Effect, Input, NetworkReport, Object, PersistedState, Refusal,
-    Reply, Request, RequestId, Stored, Write,
+    Action, Actor, AgentMessage, Commit, ConnectionId, Draft, Effect, Input, NetworkReport, Object, PersistedState,
+    Refusal, Reply, Request, RequestId, Stored, Write,
 };
 use crate::{Control, Now, Settings};
 use drover_model::command::{Command, CommandOutcome, CommandRefusal};
@@ -10,6 +10,7 @@ use drover_model::event::Event;
 use drover_model::intent::{Image, ImageFile, JoinToken, Role, RunIntent, Vm, VmSpec};
 use drover_model::inventory::{Accelerator, Capacity, HostFacts, VmInventory, VmState};
 use drover_model::policy::{Mode, Policy};
+use drover_model::v1::CreateTenant;
 use drover_model::world::HostState;
 use drover_model::{Bytes, CpuMillis, Generation, HostId, Millis, TenantName, TimeMs, VmId};
 use std::collections::BTreeMap;
@@ -59,10 +60,19 @@ impl Site {
         let control = Control::load(PersistedState::default(), settings.clone(), at);
         let (hosts, events, commits) = Default::default();
         let mut site = Self { control, settings, at, wall_ahead_ms: 0, hosts, events, commits, next: 0 };
-        site.ask(Action::CreateTenant { id: "blue".parse().unwrap() }).unwrap();
+        let (name, labels, quota) = ("blue".parse().unwrap(), Default::default(), Default::default());
+        site.ask(Action::Create(Draft::Tenant(CreateTenant { name, labels, quota }))).unwrap();
         let kernel = Some(ImageFile { size: Bytes(1), sha256: String::new() });
         let (id, created_at) = ("tiny".parse().unwrap(), TimeMs(1));
-        let image = Image { id, created_at, kernel, initrd: None, disk: None, cmdline: String::new() };
+        let image = Image {
+            id,
+            created_at,
+            kernel,
+            initrd: None,
+            disk: None,
+            cmdline: String::new(),
+            labels: Default::default(),
+        };
         site.ask(Action::CreateImage { image }).unwrap();
         for n in 1..=count {
             let id = host(&format!("h{n}"));
@@ -137,7 +147,15 @@ impl Site {
     }
 
     pub fn ask(&mut self, action: Action) -> Result<Reply, Refusal> {
-        let request = Request { id: RequestId(1), actor: operator(), idempotency_key: None, if_match: None, action };
+        self.next += 1;
+        let request = Request {
+            id: RequestId(1),
+            actor: operator(),
+            idempotency_key: None,
+            if_match: None,
+            fresh: format!("{:012}", self.next),
+            action,
+        };
         let effects = self.step(Input::Request(request));
         let reply = |effect| if let Effect::Reply { result, .. } = effect { Some(result) } else { None };
         effects.into_iter().find_map(reply).expect("each request is answered within its step")
@@ -157,6 +175,7 @@ impl Site {
             pinned_to: Default::default(),
             cpu_reserved: Default::default(),
             guest_args: BTreeMap::new(),
+            labels: Default::default(),
         };
         self.ask(Action::CreateVm { id: id.clone(), spec }).unwrap();
         id

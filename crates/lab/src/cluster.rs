@@ -96,7 +96,7 @@ impl Cluster {
     pub async fn create_tenant(&self, id: &str) -> Result<Client> {
         self.client
             .of::<Tenant>()
-            .create(&CreateTenant { id: id.to_owned() })
+            .create(&CreateTenant { name: id.parse()?, labels: Default::default(), quota: Default::default() })
             .await
             .with_context(|| format!("can't make tenant {id}"))?;
         let token = CreateToken { id: None, role: RoleName::Tenant, tenant: Some(id.to_owned()), expires_s: None };

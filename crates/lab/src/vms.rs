@@ -9,7 +9,7 @@ use crate::probe::{GuestLoad, TICK_SINK, guest_stats, load_guest};
 use crate::{net, process};
 use anyhow::{Context, Result, ensure};
 use drover_api::client::Client;
-use drover_api::v1::{CreateImage, CreateVm, ImagePart, TenantQuery, VmView};
+use drover_api::v1::{CreateImage, CreateVm, ImagePart, VmView};
 use drover_model::intent::Vm;
 use drover_model::{HostId, VmId};
 use std::collections::BTreeMap;
@@ -56,7 +56,12 @@ impl GuestImage {
                 .with_context(|| format!("can't upload {}", path.display()))?;
         }
         let files = vec![ImagePart::Kernel, ImagePart::Initrd];
-        let image = CreateImage { name: IMAGE.to_owned(), cmdline: KERNEL_CMDLINE.to_owned(), files };
+        let image = CreateImage {
+            name: IMAGE.to_owned(),
+            cmdline: KERNEL_CMDLINE.to_owned(),
+            files,
+            labels: Default::default(),
+        };
         client.create_image(&image).await.context("can't make the image")?;
         Ok(())
     }

@@ -8,7 +8,6 @@ use drover_lab::cluster::ClusterOptions;
 use drover_lab::faults::{self, Cell};
 use drover_lab::vms::GuestImage;
 use drover_lab::{Lab, LabOptions, LabOutcome, process};
-use drover_model::intent::Tenant;
 use drover_model::policy::{Mode, Policy};
 
 #[test]
@@ -53,7 +52,7 @@ fn check(cells: &[&str]) {
 /// One after the other on one cluster, which each leaves as it found it.
 async fn carry_out(lab: &Lab, cells: &[Cell]) -> Result<()> {
     GuestImage::find()?.upload(lab.cluster.client()).await?;
-    lab.cluster.of::<Tenant>().create(faults::TENANT).await?;
+    lab.cluster.create_tenant(faults::TENANT).await?;
     let vm = lab.cluster.create_vms(&[faults::vm("web-1", 1)]).await?.remove(0);
     for cell in cells {
         let report = faults::run_cell(lab, &vm, cell).await;

@@ -11,7 +11,6 @@ use drover_lab::probe::{GuestLoad, guest_stats, verify_guest};
 use drover_lab::vms::{self, GuestImage, NewVm};
 use drover_lab::{LabOptions, LabOutcome, Leftovers, process};
 use drover_model::intent::Host;
-use drover_model::intent::Tenant;
 use drover_model::policy::{Mode, Policy};
 use std::sync::OnceLock;
 
@@ -39,7 +38,7 @@ fn run(hosts: usize, body: impl AsyncFnOnce(&mut drover_lab::Lab) -> Result<()> 
 fn a_guest_ticks_takes_load_and_verifies_its_memory() {
     run(1, async |lab| {
         GuestImage::find()?.upload(lab.cluster.client()).await?;
-        lab.cluster.of::<Tenant>().create("acme").await?;
+        lab.cluster.create_tenant("acme").await?;
         let vm = lab.cluster.create_vms(&[NewVm::small("acme", "web-1", 1)]).await?.remove(0);
         vm.set_load(GuestLoad { cpu_percent: 20, dirty_mib_s: 8 }).await?;
         let rewritten = lab.cluster.wait_for("pages are rewritten", GUESTS_UP_WAIT_MAX, async || {
@@ -62,7 +61,7 @@ fn a_guest_ticks_takes_load_and_verifies_its_memory() {
 fn a_host_that_is_switched_off_has_no_agent_no_vms_and_no_link_until_it_is_switched_on() {
     run(2, async |lab| {
         GuestImage::find()?.upload(lab.cluster.client()).await?;
-        lab.cluster.of::<Tenant>().create("acme").await?;
+        lab.cluster.create_tenant("acme").await?;
         let host = lab.cluster.hosts()[1].clone();
         let new = NewVm { pinned_to: vec![host.to_string()], ..NewVm::small("acme", "web-1", 1) };
         lab.cluster.create_vms(&[new]).await?;
@@ -87,7 +86,7 @@ fn a_host_that_is_switched_off_has_no_agent_no_vms_and_no_link_until_it_is_switc
 fn an_agent_and_a_server_that_were_killed_come_back_and_the_vm_never_stopped() {
     run(1, async |lab| {
         GuestImage::find()?.upload(lab.cluster.client()).await?;
-        lab.cluster.of::<Tenant>().create("acme").await?;
+        lab.cluster.create_tenant("acme").await?;
         let vm = lab.cluster.create_vms(&[NewVm::small("acme", "web-1", 1)]).await?.remove(0);
         let before = vms::running(lab.place());
         let host = lab.cluster.hosts()[0].clone();

@@ -12,7 +12,6 @@ use drover_lab::cluster::ClusterOptions;
 use drover_lab::faults::{self, Cell, CellReport};
 use drover_lab::vms::GuestImage;
 use drover_lab::{Interrupted, Lab, LabOptions, LabOutcome, process};
-use drover_model::intent::Tenant;
 use drover_model::policy::{Mode, Policy};
 use std::fs;
 use std::path::Path;
@@ -64,7 +63,7 @@ fn options() -> Result<LabOptions> {
 async fn until_one_fails(lab: &Lab, cells: &[Cell], logs: Option<&Path>) -> Result<Vec<CellReport>> {
     let client = lab.cluster.client();
     GuestImage::find()?.upload(client).await?;
-    lab.cluster.of::<Tenant>().create(faults::TENANT).await?;
+    lab.cluster.create_tenant(faults::TENANT).await?;
     let vm = lab.cluster.create_vms(&[faults::vm("web-1", 1)]).await?.remove(0);
     let mut reports = Vec::new();
     for cell in cells {

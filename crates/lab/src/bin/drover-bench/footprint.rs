@@ -12,7 +12,6 @@ use drover_lab::vms::{self, GuestImage, NewVm, RunningVm};
 use drover_lab::{Lab, LabOptions, LabOutcome, process};
 use drover_model::HostId;
 use drover_model::intent::Host;
-use drover_model::intent::Tenant;
 use drover_model::policy::Policy;
 use std::time::{Duration, Instant};
 
@@ -67,7 +66,7 @@ pub fn measure(span: Duration) -> Result<Report> {
 
 async fn boot(lab: &Lab, host: &HostId) -> Result<()> {
     GuestImage::find()?.upload(lab.cluster.client()).await?;
-    lab.cluster.of::<Tenant>().create(TENANT).await?;
+    lab.cluster.create_tenant(TENANT).await?;
     for number in 1..=VMS {
         println!("booting vm {number} of {VMS} on {host}");
         let small = NewVm::small(TENANT, &format!("idle-{number}"), number);

@@ -12,7 +12,6 @@ use drover_lab::config::HostSize;
 use drover_lab::probe::{GuestLoad, verify_guest};
 use drover_lab::vms::{GuestImage, LabVm, NewVm};
 use drover_model::intent::Host;
-use drover_model::intent::Tenant;
 use drover_model::plan::PlanRecord;
 use drover_model::plan::Scenario;
 use drover_model::policy::{Aim, KOfN, Mode, Policy};
@@ -95,7 +94,7 @@ pub async fn play(lab: &mut Lab, teller: &mut Teller) -> Result<Summary> {
     teller.say("three hosts are up; two tenants make eight vms, which boot now");
     GuestImage::find()?.upload(lab.cluster.client()).await?;
     for tenant in ["acme", "globex"] {
-        lab.cluster.of::<Tenant>().create(tenant).await?;
+        lab.cluster.create_tenant(tenant).await?;
     }
     let mut made = Vec::new();
     // One a host at a time: a guest that boots takes all its host has, and placement goes by what is measured.

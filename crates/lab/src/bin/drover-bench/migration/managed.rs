@@ -42,7 +42,12 @@ pub async fn upload(client: &Client, image: &GuestImage, disk: &Path, workloads:
             staged.with_context(|| format!("can't upload {}", path.display()))?;
         }
         let files = files.iter().map(|(part, _)| *part).collect();
-        let image = CreateImage { name: name.to_owned(), cmdline: KERNEL_CMDLINE.to_owned(), files };
+        let image = CreateImage {
+            name: name.to_owned(),
+            cmdline: KERNEL_CMDLINE.to_owned(),
+            files,
+            labels: Default::default(),
+        };
         client.create_image(&image).await.with_context(|| format!("can't make the image {name}"))?;
     }
     Ok(())

@@ -18,7 +18,6 @@ use drover_lab::net::{self, HOST_BRIDGE, HostNumber, LabNet};
 use drover_lab::vms::GuestImage;
 use drover_lab::{Lab, LabOptions, LabOutcome, process};
 use drover_model::HostId;
-use drover_model::intent::Tenant;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -101,7 +100,7 @@ impl<'a> Bench<'a> {
         let site = Site::start(&addressed[2].namespace)?;
         let image = GuestImage::find()?;
         let client = lab.cluster.client();
-        lab.cluster.of::<Tenant>().create(managed::TENANT).await?;
+        lab.cluster.create_tenant(managed::TENANT).await?;
         let disk = lab.place().file("bench-disk.qcow2");
         make_disk(&disk)?;
         managed::upload(client, &image, &disk, &options.workloads).await?;

@@ -49,20 +49,24 @@ impl SiteNetwork {
     async fn make_overlay(lab: &Lab, clients: &HostId) -> Result<Self> {
         let client = lab.cluster.client();
         let network = CreateNetwork {
-            name: OVERLAY.to_owned(),
-            tenant: Some(TENANT.to_owned()),
-            subnet: SUBNET.to_owned(),
-            ..CreateNetwork::default()
+            name: OVERLAY.parse()?,
+            tenant: Some(TENANT.parse()?),
+            subnet: SUBNET.parse()?,
+            router: None,
+            dns: Vec::new(),
+            mtu: None,
+            labels: Default::default(),
         };
         client.of::<Network>().create(&network).await?;
         let port = CreatePort {
-            name: PORT.to_owned(),
+            name: PORT.parse()?,
             network: OVERLAY.to_owned(),
-            tenant: Some(TENANT.to_owned()),
-            host: clients.to_string(),
+            tenant: Some(TENANT.parse()?),
+            host: clients.clone(),
             interface: INTERFACE.to_owned(),
-            address: Some(PORT_ADDRESS.to_owned()),
-            ..CreatePort::default()
+            mac: None,
+            address: Some(PORT_ADDRESS.parse()?),
+            labels: Default::default(),
         };
         client.of::<Port>().create(&port).await?;
         let whose = TenantQuery { tenant: Some(TENANT.to_owned()) };
