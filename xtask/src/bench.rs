@@ -9,9 +9,12 @@ use std::process::ExitCode;
 const CLUSTER: &str = "drover-bench";
 /// Computes from an input file, and needs nothing but its own build.
 const FIGURES: &str = "drover-figures";
+/// Measures the server with agents that a process plays: needs no package of the system and no guest.
+const CONTROL: &str = "control";
 const FIGURES_PACKAGE: &str = "drover-benches";
 /// Each bench and the program that has it. Known here, too, so that a wrong name is said before a build of minutes.
-const BENCHES: [(&str, &str); 11] = [
+const BENCHES: [(&str, &str); 12] = [
+    (CONTROL, CLUSTER),
     ("footprint", CLUSTER),
     ("forecast", FIGURES),
     ("hbal", FIGURES),
@@ -27,7 +30,10 @@ const BENCHES: [(&str, &str); 11] = [
 
 pub fn run(root: &Path, args: &[String]) -> Result<ExitCode> {
     match program(args)? {
-        FIGURES => release::become_lone_program(root, FIGURES_PACKAGE, FIGURES, args),
+        FIGURES => release::become_lone_program(root, &[FIGURES_PACKAGE], FIGURES, args),
+        CLUSTER if args.first().is_some_and(|name| name == CONTROL) => {
+            release::become_lone_program(root, &["drover", "drover-lab"], CLUSTER, args)
+        }
         cluster => release::become_program(root, cluster, args),
     }
 }
@@ -50,8 +56,8 @@ mod tests {
         let program = |args: &[&str]| program(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>());
         assert_eq!(program(&["footprint", "--json", "f.json"]).unwrap(), CLUSTER);
         assert_eq!(program(&["prediction"]).unwrap(), FIGURES);
-        assert!(program(&[]).unwrap_err().to_string().starts_with("name a bench: footprint, "));
+        assert!(program(&[]).unwrap_err().to_string().starts_with("name a bench: control, footprint, "));
         let error = program(&["relief"]).unwrap_err().to_string();
-        assert!(error.starts_with("\"relief\" is not a bench; there is: footprint, "), "{error}");
+        assert!(error.starts_with("\"relief\" is not a bench; there is: control, footprint, "), "{error}");
     }
 }

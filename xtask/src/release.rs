@@ -19,10 +19,14 @@ pub fn become_program(root: &Path, program: &str, args: &[String]) -> Result<Exi
 }
 
 /// The same for a program that needs no package of the system and no guest.
-pub fn become_lone_program(root: &Path, package: &str, program: &str, args: &[String]) -> Result<ExitCode> {
+pub fn become_lone_program(root: &Path, packages: &[&str], program: &str, args: &[String]) -> Result<ExitCode> {
     println!("{program}: building");
-    let build = ["build", "--release", "--locked", "-p", package];
-    run::passed(run::cargo().current_dir(root).args(build), "mend what the compiler says above")?;
+    let mut build = run::cargo();
+    build.current_dir(root).args(["build", "--release", "--locked", "--bins"]);
+    for package in packages {
+        build.args(["-p", package]);
+    }
+    run::passed(&mut build, "mend what the compiler says above")?;
     become_built(root, program, args)
 }
 

@@ -99,6 +99,7 @@ pub struct Metrics {
     migration_time: Histogram,
     plan_time: Histogram,
     commit_time: Histogram,
+    agent_message_time: Histogram,
     store_failures: Counter,
     resident: Gauge,
     cpu: FloatGauge,
@@ -120,6 +121,8 @@ impl Default for Metrics {
             migration_time: Histogram::new(exponential_buckets(0.1, 2.0, 15)),
             plan_time: Histogram::new(exponential_buckets(1.0, 2.0, 15)),
             commit_time: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
+            // 0.1 ms to 18 s, two buckets per doubling.
+            agent_message_time: Histogram::new(exponential_buckets(0.000_1, std::f64::consts::SQRT_2, 36)),
             store_failures: Counter::default(),
             resident: Gauge::default(),
             cpu: FloatGauge::default(),
@@ -139,7 +142,15 @@ impl Default for Metrics {
         let p = &m.plan_time;
         registry.register_with_unit("plan_duration", "From a plan's making to its end", seconds.clone(), p.clone());
         let c = &m.commit_time;
-        registry.register_with_unit("store_commit_duration", "Time to make a change durable", seconds, c.clone());
+        registry.register_with_unit(
+            "store_commit_duration",
+            "Time to make a change durable",
+            seconds.clone(),
+            c.clone(),
+        );
+        let a = &m.agent_message_time;
+        let help = "From the arrival of an agent's message to its end in the state machine";
+        registry.register_with_unit("agent_message_duration", help, seconds, a.clone());
         registry.register("store_failures", "Changes that could not be stored", m.store_failures.clone());
         let r = &m.resident;
         registry.register_with_unit("process_resident_memory", "Of the server", Unit::Bytes, r.clone());
@@ -171,6 +182,11 @@ impl Metrics {
                 self.plan_ended(plan);
             }
         }
+    }
+
+    /// A message of an agent was handled `took` after its frame was read from the connection.
+    pub fn agent_message_handled(&self, took: Duration) {
+        self.agent_message_time.observe(took.as_secs_f64());
     }
 
     pub fn store_failed(&self) {
@@ -319,6 +335,15 @@ mod tests {
         ] {
             assert!(page.contains(line), "{line} is not in\n{page}");
         }
+    }
+
+    #[test]
+    fn the_time_that_an_agents_message_took_is_shown() {
+        let metrics = Metrics::default();
+        metrics.agent_message_handled(Duration::from_millis(3));
+        let page = metrics.render(&Now::default(), &Hub::new(1)).unwrap();
+        assert!(page.contains("drover_agent_message_duration_seconds_count 1"), "{page}");
+        assert!(page.contains("drover_agent_message_duration_seconds_sum 0.003"), "{page}");
     }
 
     #[test]

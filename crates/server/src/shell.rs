@@ -90,7 +90,13 @@ type Answer = oneshot::Sender<Result<Reply, Refusal>>;
 enum Message {
     Change(Box<Change>, Answer),
     Query(Question),
-    Agent { host: HostId, connection: ConnectionId, message: Box<AgentMessage> },
+    /// `received`: when its frame was read from the connection.
+    Agent {
+        host: HostId,
+        connection: ConnectionId,
+        message: Box<AgentMessage>,
+        received: Instant,
+    },
     Power(PowerResult),
 }
 
@@ -138,8 +144,9 @@ impl ShellHandle {
         answer.await.map_err(|_| unavailable("the store can't be read at the moment; try again"))
     }
 
-    pub async fn agent(&self, host: &HostId, connection: ConnectionId, message: AgentMessage) {
-        let message = Message::Agent { host: host.clone(), connection, message: Box::new(message) };
+    /// `received`: when the frame was read, or the connection's end was noticed.
+    pub async fn agent(&self, host: &HostId, connection: ConnectionId, message: AgentMessage, received: Instant) {
+        let message = Message::Agent { host: host.clone(), connection, message: Box::new(message), received };
         // It fails only when the server ends, and the agent will say it all to the next one.
         let _ending = self.queue.send(message).await;
     }
@@ -291,8 +298,10 @@ impl Shell {
                 let _gone = answer.send(Err(unavailable(why.clone())));
                 return Ok(());
             }
-            (Message::Agent { host, connection, message }, Health::Serving) => {
-                Input::Agent { host, connection, message: *message }
+            (Message::Agent { host, connection, message, received }, Health::Serving) => {
+                self.step(Input::Agent { host, connection, message: *message }).await?;
+                self.around.metrics.agent_message_handled(received.elapsed());
+                return Ok(());
             }
             (Message::Agent { connection, .. }, Health::Broken { .. }) => {
                 self.around.hub.disconnect(connection, End::Closed("the store can't be used"));

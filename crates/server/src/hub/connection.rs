@@ -22,7 +22,7 @@ use drover_model::HostId;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
@@ -68,7 +68,7 @@ impl AgentPort {
         let welcome = ToAgent::Welcome(Welcome { report_every: self.intervals.report(), now: now() });
         // Welcome first: the queue may hold commands as soon as the state machine knows the connection.
         let why = if send(&mut sink, &welcome).await.is_ok() {
-            self.shell.agent(&host, id, AgentMessage::Connected { facts, vms }).await;
+            self.shell.agent(&host, id, AgentMessage::Connected { facts, vms }, Instant::now()).await;
             let ping_every = self.intervals.agent_idle() / 3;
             let mut writer = tokio::spawn(write(sink, registered.outgoing, registered.end, ping_every));
             let why = tokio::select! {
@@ -81,7 +81,7 @@ impl AgentPort {
             "it closed the connection".to_owned()
         };
         self.hub.unregister(id);
-        self.shell.agent(&host, id, AgentMessage::Disconnected).await;
+        self.shell.agent(&host, id, AgentMessage::Disconnected, Instant::now()).await;
         tracing::info!(%host, %why, "agent disconnected");
     }
 
@@ -135,6 +135,7 @@ impl AgentPort {
                 Ok(Some(Err(error))) => return error.to_string(),
                 Ok(Some(Ok(message))) => message,
             };
+            let received = Instant::now();
             let text = match message {
                 Message::Text(text) => text,
                 Message::Ping(_) | Message::Pong(_) => continue,
@@ -164,7 +165,7 @@ impl AgentPort {
                     continue;
                 }
             };
-            self.shell.agent(host, id, message).await;
+            self.shell.agent(host, id, message, received).await;
         }
     }
 }

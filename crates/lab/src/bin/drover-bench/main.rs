@@ -3,9 +3,11 @@
 //! `drover-bench footprint` measures what server and agents use at rest ([`footprint`]), by what the kernel counts
 //! ([`usage`]), and sets it against the bars ([`report`]). `drover-bench migration-faults` kills everything that takes
 //! part in a migration in each of its phases ([`faults`]). `drover-bench migration` tells what clients of a vm see
-//! while it moves, beside stock QEMU ([`migration`]). A bar that is missed is said and is no failure: the exit
+//! while it moves, beside stock QEMU ([`migration`]). `drover-bench control` measures the server with the agents of many
+//! hosts, which another process plays ([`control`]). A bar that is missed is said and is no failure: the exit
 //! status tells only whether it could be measured.
 
+mod control;
 mod faults;
 mod footprint;
 mod migration;
@@ -37,6 +39,12 @@ enum Bench {
     MigrationFaults(MigrationFaults),
     /// What clients of a vm see while it moves, by stock QEMU and by drover, over links of 1 Gbit/s and of 100 Mbit/s.
     Migration(migration::Arguments),
+    /// The real server with the agents of many hosts: processor, memory, answer times, and how soon all are back after a
+    /// restart. Needs neither namespaces nor guests.
+    Control(control::Arguments),
+    /// Plays the agents for `control`, in a process of its own. Ends when its standard input is closed.
+    #[command(hide = true)]
+    ControlPlayer(control::player::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -70,6 +78,8 @@ fn main() -> ExitCode {
         Bench::Footprint(args) => measure_footprint(args),
         Bench::MigrationFaults(args) => measure_migration_faults(args),
         Bench::Migration(args) => measure_migration(args),
+        Bench::Control(args) => measure_control(args),
+        Bench::ControlPlayer(args) => control::player::play(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,6 +109,12 @@ fn measure_migration(args: &migration::Arguments) -> Result<()> {
     write(args.json.as_deref(), &report)?;
     ensure!(report.complete, "not everything could be measured: see the notes above");
     Ok(())
+}
+
+fn measure_control(args: &control::Arguments) -> Result<()> {
+    let report = control::measure(args)?;
+    print!("{report}");
+    write(args.json.as_deref(), &report)
 }
 
 fn write(path: Option<&Path>, report: &impl Serialize) -> Result<()> {
