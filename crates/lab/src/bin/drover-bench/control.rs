@@ -18,9 +18,9 @@ use crate::usage::{Machine, Meter};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use drover_api::client::{ApiError, Client, ClientConfig};
-use drover_api::v1::{CreateVm, VmListQuery};
+use drover_api::v1::{CreateVm, ListQuery};
 use drover_control::interface::{Commit, Object, Write};
-use drover_model::intent::{Host, HostAttributes, Image, PowerIntent, RunIntent, Tenant, Vm, VmSpec};
+use drover_model::intent::{Host, HostAttributes, Image, PowerIntent, Quota, RunIntent, Tenant, Vm, VmSpec};
 use drover_model::inventory::Capacity;
 use drover_model::world::HostState;
 use drover_model::{Bytes, CpuMillis, Generation, HostId, VmId};
@@ -225,9 +225,10 @@ async fn measured(args: &Arguments) -> Result<Report> {
     let (mut server_meter, mut player_meter) = (Meter::start(server.0.id())?, Meter::start(player.pid())?);
     let (machine, before) = (Machine::read()?, Buckets::read(&operator).await);
     let begun = Instant::now();
+    let page = ListQuery { limit: Some(ListQuery::LIMIT_DEFAULT), ..ListQuery::default() };
     let (hosts, vms) = tokio::join!(
-        latencies(seconds, async || operator.hosts().await.map(drop)),
-        latencies(seconds, async || operator.vms(&VmListQuery::default()).await.map(drop)),
+        latencies(seconds, async || operator.of::<Host>().all().await.map(drop)),
+        latencies(seconds, async || operator.of::<Vm>().page(&page).await.map(drop)),
     );
     server_meter.look()?;
     player_meter.look()?;
@@ -377,7 +378,9 @@ impl Place {
         let mut store = SqliteStore::open(&self.path("data").join("store.sqlite"), 100_000).await?;
         let revision = store.load().await?.revision.next();
         let at = drover_server::shell::now();
-        let tenant = Tenant { id: TENANT.parse()?, created_at: at };
+        let quota = Quota { vms: u64::MAX, vcpus: u64::MAX, memory_mib: u64::MAX, ..Quota::default() };
+        let (id, name) = (format!("tn-{TENANT}").parse()?, TENANT.parse()?);
+        let tenant = Tenant { id, name, created_at: at, labels: Default::default(), quota };
         let image = Image {
             id: IMAGE.parse()?,
             created_at: at,
@@ -385,11 +388,13 @@ impl Place {
             initrd: None,
             disk: None,
             cmdline: "console=ttyS0".to_owned(),
+            labels: Default::default(),
         };
         let host = |index| Host {
             id: layout.host(index),
             joined_at: at,
             maintenance: false,
+            drained_at: None,
             power: PowerIntent::On,
             capacity: Some(layout.capacity()),
             networks: BTreeSet::new(),
@@ -403,7 +408,7 @@ impl Place {
         let vm = |index: u32| -> Result<Vm> {
             let spec = VmSpec {
                 name: format!("vm{index}").parse()?,
-                tenant: tenant.id.clone(),
+                tenant: tenant.name.clone(),
                 image: image.id.clone(),
                 vcpus: 1,
                 memory: VM_MEMORY,
@@ -412,6 +417,7 @@ impl Place {
                 pinned_to: BTreeSet::new(),
                 cpu_reserved: CpuMillis(0),
                 guest_args: BTreeMap::new(),
+                labels: Default::default(),
             };
             Ok(Vm {
                 id: layout.vm(index),
@@ -496,7 +502,7 @@ impl Player {
 async fn all_heard(operator: &Client, hosts: u32, max: Duration, since: Instant) -> Option<f64> {
     let heard = async {
         loop {
-            if let Ok(list) = operator.hosts().await {
+            if let Ok(list) = operator.of::<Host>().all().await {
                 let up = list
                     .items
                     .iter()
@@ -529,7 +535,7 @@ async fn create(operator: &Client, vms: u32, max: Duration) -> Result<(u32, f64)
                 memory_mib: VM_MEMORY.0 >> 20,
                 ..CreateVm::default()
             };
-            operator.create_vm(&vm).await?;
+            operator.of::<Vm>().create(&vm).await?;
             made.fetch_add(1, Ordering::Relaxed);
         }
     };
