@@ -137,13 +137,11 @@ impl From<&Role> for RoleName {
 /// An API token, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TokenView {
-    #[schema(value_type = String)]
     pub id: TokenId,
     #[schema(value_type = u64)]
     pub revision: Revision,
     pub role: RoleName,
     /// With role `tenant` only.
-    #[schema(value_type = Option<String>)]
     pub tenant: Option<TenantName>,
     pub created_at_ms: u64,
     /// `null`: never.
@@ -201,7 +199,6 @@ pub struct Whoami {
     /// The token's id.
     pub name: String,
     pub role: RoleName,
-    #[schema(value_type = Option<String>)]
     pub tenant: Option<TenantName>,
 }
 
