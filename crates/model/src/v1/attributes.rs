@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 /// `null` is: not said.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct HostAttributes {
     /// Hosts that may fail together, for want of power or a switch. A host without one is a rack of its own.
     pub rack: Option<String>,

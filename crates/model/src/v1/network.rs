@@ -263,7 +263,8 @@ pub struct OnlyLabels {
 pub struct SecurityGroupSettings {
     #[serde(default)]
     pub labels: Labels,
-    /// All of them: at most 64.
+    /// All of them: at most 64. `null`: none.
+    #[serde(default)]
     pub rules: Vec<SecurityRule>,
 }
 
