@@ -11,6 +11,7 @@ use crate::interface::Object;
 use crate::live::{Answered, Seen};
 use crate::tables::{Change, Tables};
 use crate::{Control, rules};
+use attention::Attention;
 use drover_model::command::{Command, VmRun};
 use drover_model::event::Severity;
 use drover_model::intent::{RunIntent, Vm};
@@ -18,7 +19,6 @@ use drover_model::inventory::{OutgoingPhase, VmState};
 use drover_model::migration::MigrationPhase;
 use drover_model::world::HostState;
 use drover_model::{HostId, MigrationId, Millis, TimeMs, VmId};
-use attention::Attention;
 use drover_planner as planner;
 use std::collections::{BTreeMap, BTreeSet};
 

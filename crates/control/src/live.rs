@@ -1,9 +1,9 @@
 //! What is observed and never stored: connections, inventories, load, commands under way.
 
-use crate::tables::Change;
-use crate::interface::{Object, AgentMessage, ConnectionId, Effect, NetworkReport};
+use crate::interface::{AgentMessage, ConnectionId, Effect, NetworkReport, Object};
 use crate::membership::Heartbeat;
 use crate::shared::SharedMap;
+use crate::tables::Change;
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationUpdate};
 use drover_model::inventory::{HostFacts, OutgoingPhase, VmInventory, VmState};
 use drover_model::load::{HostSample, VmSample, Window};

@@ -79,7 +79,10 @@ mod tests {
         map.remove(&2);
         map.insert(3, "c".to_owned());
         assert_eq!(seen.values().collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(map.keys().zip(map.values()).map(|(k, v)| (*k, v.as_str())).collect::<Vec<_>>(), [(1, "a!"), (3, "c")]);
+        assert_eq!(
+            map.keys().zip(map.values()).map(|(k, v)| (*k, v.as_str())).collect::<Vec<_>>(),
+            [(1, "a!"), (3, "c")]
+        );
         assert_eq!(map.after(&1).collect::<Vec<_>>(), ["c"]);
         assert_eq!(map.before(&3).collect::<Vec<_>>(), ["a!"]);
     }

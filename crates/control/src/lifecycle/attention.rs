@@ -137,7 +137,9 @@ impl Attention {
 impl Control {
     /// Whether the vm is as its owner wants it, or nothing can be done before its host says something.
     pub(super) fn rests(&self, vm: &Vm) -> bool {
-        let Some(host) = &vm.host else { return vm.run == RunIntent::Stopped && !vm.deleting && vm.remains_on.is_empty() };
+        let Some(host) = &vm.host else {
+            return vm.run == RunIntent::Stopped && !vm.deleting && vm.remains_on.is_empty();
+        };
         if vm.deleting || !vm.remains_on.is_empty() || vm.migration.is_some() || self.live.is_unsure(host, &vm.id) {
             return false;
         }

@@ -14,9 +14,10 @@ pub type TenantView = Versioned<Tenant>;
 #[serde(deny_unknown_fields)]
 pub struct CreateTenant {
     pub name: TenantName,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
-    #[serde(default)]
+    /// What is left out is as the server has it.
+    #[serde(default, skip_serializing_if = "Quota::is_default")]
     pub quota: Quota,
 }
 
