@@ -228,6 +228,8 @@ impl Live {
             live.made_at = None;
             live.network = None;
             live.clock = HostClock::default();
+            // Nothing is known of the time between: all of it is news.
+            live.vms = None;
             self.take_inventory(now, host, vms);
             self.forget_pending(host);
             if let Some(old) = before.filter(|old| *old != connection) {

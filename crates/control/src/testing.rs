@@ -12,7 +12,7 @@ use drover_model::inventory::{Accelerator, Capacity, HostFacts, VmInventory, VmS
 use drover_model::policy::{Mode, Policy};
 use drover_model::v1::CreateTenant;
 use drover_model::world::HostState;
-use drover_model::{Bytes, CpuMillis, Generation, HostId, Millis, TenantName, TimeMs, VmId};
+use drover_model::{Bytes, CpuMillis, Generation, HostId, Millis, Revision, TimeMs, VmId};
 use std::collections::BTreeMap;
 
 pub const TICK: Millis = Millis(200);
@@ -51,6 +51,23 @@ pub fn operator() -> Actor {
     Actor { name: "operator".to_owned(), role: Role::Operator }
 }
 
+/// 1 vcpu, 128 MiB, no network card.
+pub fn small_vm(tenant: &str, name: &str) -> VmSpec {
+    VmSpec {
+        name: name.parse().unwrap(),
+        tenant: tenant.parse().unwrap(),
+        image: "tiny".parse().unwrap(),
+        vcpus: 1,
+        memory: Bytes::mib(128),
+        nic: None,
+        anti_affinity: None,
+        pinned_to: Default::default(),
+        cpu_reserved: Default::default(),
+        guest_args: BTreeMap::new(),
+        labels: Default::default(),
+    }
+}
+
 impl Site {
     /// Tenant blue and hosts h1 to h`count`, up.
     pub fn new(count: u64) -> Self {
@@ -60,19 +77,11 @@ impl Site {
         let control = Control::load(PersistedState::default(), settings.clone(), at);
         let (hosts, events, commits) = Default::default();
         let mut site = Self { control, settings, at, wall_ahead_ms: 0, hosts, events, commits, next: 0 };
-        let (name, labels, quota) = ("blue".parse().unwrap(), Default::default(), Default::default());
-        site.ask(Action::Create(Draft::Tenant(CreateTenant { name, labels, quota }))).unwrap();
+        site.create_tenant("blue");
         let kernel = Some(ImageFile { size: Bytes(1), sha256: String::new() });
         let (id, created_at) = ("tiny".parse().unwrap(), TimeMs(1));
-        let image = Image {
-            id,
-            created_at,
-            kernel,
-            initrd: None,
-            disk: None,
-            cmdline: String::new(),
-            labels: Default::default(),
-        };
+        let (cmdline, labels) = (String::new(), Default::default());
+        let image = Image { id, created_at, kernel, initrd: None, disk: None, cmdline, labels };
         site.ask(Action::CreateImage { image }).unwrap();
         for n in 1..=count {
             let id = host(&format!("h{n}"));
@@ -146,16 +155,26 @@ impl Site {
         self.step(Input::Agent { host: host.clone(), connection, message });
     }
 
+    pub fn create_tenant(&mut self, name: &str) {
+        let (name, labels, quota) = (name.parse().unwrap(), Default::default(), Default::default());
+        self.ask(Action::Create(Draft::Tenant(CreateTenant { name, labels, quota }))).unwrap();
+    }
+
     pub fn ask(&mut self, action: Action) -> Result<Reply, Refusal> {
+        self.ask_with(operator(), None, None, action)
+    }
+
+    /// By anybody; perhaps with an idempotency key, or with a revision that the object must still be at.
+    pub fn ask_with(
+        &mut self,
+        actor: Actor,
+        key: Option<&str>,
+        if_match: Option<Revision>,
+        action: Action,
+    ) -> Result<Reply, Refusal> {
         self.next += 1;
-        let request = Request {
-            id: RequestId(1),
-            actor: operator(),
-            idempotency_key: None,
-            if_match: None,
-            fresh: format!("{:012}", self.next),
-            action,
-        };
+        let (fresh, idempotency_key) = (format!("{:012}", self.next), key.map(str::to_owned));
+        let request = Request { id: RequestId(1), actor, idempotency_key, if_match, fresh, action };
         let effects = self.step(Input::Request(request));
         let reply = |effect| if let Effect::Reply { result, .. } = effect { Some(result) } else { None };
         effects.into_iter().find_map(reply).expect("each request is answered within its step")
@@ -163,21 +182,7 @@ impl Site {
 
     pub fn create_vm(&mut self, name: &str) -> VmId {
         let id: VmId = format!("vm-{name}").parse().unwrap();
-        let tenant: TenantName = "blue".parse().unwrap();
-        let spec = VmSpec {
-            name: name.parse().unwrap(),
-            tenant,
-            image: "tiny".parse().unwrap(),
-            vcpus: 1,
-            memory: Bytes::mib(128),
-            nic: None,
-            anti_affinity: None,
-            pinned_to: Default::default(),
-            cpu_reserved: Default::default(),
-            guest_args: BTreeMap::new(),
-            labels: Default::default(),
-        };
-        self.ask(Action::CreateVm { id: id.clone(), spec }).unwrap();
+        self.ask(Action::CreateVm { id: id.clone(), spec: small_vm("blue", name) }).unwrap();
         id
     }
 

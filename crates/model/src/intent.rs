@@ -62,6 +62,12 @@ pub struct Quota {
     pub tokens: u64,
 }
 
+impl Quota {
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Default for Quota {
     fn default() -> Self {
         Self { vms: 1_000, vcpus: 4_000, memory_mib: 8 << 20, networks: 64, security_groups: 128, tokens: 1_000 }

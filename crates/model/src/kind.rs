@@ -233,7 +233,10 @@ impl fmt::Display for Labels {
 
 impl PartialSchema for Labels {
     fn schema() -> RefOr<Schema> {
-        let value = ObjectBuilder::new().schema_type(Type::String).max_length(Some(Self::VALUE_MAX));
+        let value = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some("^[!-+--~]*$"))
+            .max_length(Some(Self::VALUE_MAX));
         ObjectBuilder::new()
             .property_names(Some(<Label as PartialSchema>::schema().into_schema()))
             .additional_properties(Some(value))

@@ -6,7 +6,7 @@ use super::network::OwnedRef;
 use super::output::{Columns, Output, cell};
 use super::show;
 use clap::Subcommand;
-use drover_api::v1::{CreateSecurityGroup, SecurityGroupView, SecurityRule, SetSecurityRules};
+use drover_api::v1::{CreateSecurityGroup, SecurityGroupView, SecurityRule};
 use drover_model::network::SecurityGroup;
 use drover_model::network::{Direction, Protocol};
 use drover_model::{SecurityGroupId, TenantName};
@@ -77,7 +77,7 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             let changed = client
                 .of::<SecurityGroup>()
                 .within(group.query.tenant.as_deref())
-                .patch(&group.name, &serde_json::json!({"rules": SetSecurityRules { rules }.rules}))
+                .patch(&group.name, &serde_json::json!({"rules": rules}))
                 .await?;
             output.emit(&changed, |group| rules_table(group, output))
         }

@@ -124,7 +124,6 @@ pub struct Explanation {
 pub enum WhyView {
     /// Why a host is on.
     HostOn {
-        #[schema(value_type = String)]
         host: HostId,
         sentence: String,
         /// Rules that keep it on, most fundamental first, as sentences.
@@ -138,7 +137,6 @@ pub enum WhyView {
     },
     /// Why a host sleeps.
     HostOff {
-        #[schema(value_type = String)]
         host: HostId,
         sentence: String,
         /// Of the hosts that are up, forecast for when this one could be there.
@@ -150,9 +148,7 @@ pub enum WhyView {
     },
     /// Why a vm stays where it is.
     VmStays {
-        #[schema(value_type = String)]
         vm: VmId,
-        #[schema(value_type = Option<String>)]
         host: Option<HostId>,
         sentence: String,
         /// What keeps it from moving at all, as a sentence; `null`: nothing does.
@@ -167,7 +163,6 @@ pub enum WhyView {
 /// A vm that keeps a host from being emptied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StuckView {
-    #[schema(value_type = String)]
     pub vm: VmId,
     /// The rule that forbids the host nearest to taking it, as a sentence.
     pub because: String,
@@ -176,7 +171,6 @@ pub struct StuckView {
 /// Where a vm could be instead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ElsewhereView {
-    #[schema(value_type = String)]
     pub host: HostId,
     /// After the cost of moving.
     pub gain_micro: i64,
@@ -187,7 +181,6 @@ pub struct ElsewhereView {
 /// A host that can't take a vm.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ForbiddenView {
-    #[schema(value_type = String)]
     pub host: HostId,
     /// As a sentence.
     pub because: String,

@@ -23,7 +23,6 @@ pub struct EventView {
     /// `host/h1`, `vm/vm-..`, `plan/42`, `migration/7`, `cluster`, ...
     pub object: String,
     /// Who may see it besides operators.
-    #[schema(value_type = Option<String>)]
     pub tenant: Option<TenantName>,
     /// A stable word for programs: `vm-created`, `host-hot`, `migration-done`, ...
     pub kind: String,

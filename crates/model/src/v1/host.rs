@@ -42,7 +42,6 @@ impl Exposed for Host {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HostView {
-    #[schema(value_type = String)]
     pub id: HostId,
     #[schema(value_type = u64)]
     pub revision: Revision,
@@ -80,7 +79,6 @@ pub struct HostView {
     #[schema(schema_with = schema::heat)]
     pub heat: Heat,
     /// The vms that it has the right to run.
-    #[schema(schema_with = schema::names)]
     pub vms: BTreeSet<VmId>,
     /// Memory that was promised to those vms.
     pub memory_promised_mib: u64,
@@ -134,7 +132,6 @@ pub struct HostFactsView {
     /// Why that one.
     pub accelerator_why: String,
     pub cpu_model: String,
-    #[schema(schema_with = schema::names)]
     pub networks: BTreeSet<NetworkId>,
     /// Where other hosts send frames of overlay networks to; `null`: it takes part in none.
     #[serde(default)]
@@ -216,9 +213,7 @@ impl CreateJoinToken {
 /// The only answer that ever carries the join token.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreatedJoinToken {
-    #[schema(value_type = String)]
     pub id: TokenId,
-    #[schema(value_type = String)]
     pub host: HostId,
     pub expires_at_ms: u64,
     /// Handed to `drover agent` in the file named by `join_token_file`.

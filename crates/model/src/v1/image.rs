@@ -10,7 +10,6 @@ use utoipa::ToSchema;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageView {
-    #[schema(value_type = String)]
     pub id: ImageId,
     #[schema(value_type = u64)]
     pub revision: Revision,
@@ -130,7 +129,6 @@ impl FromStr for ImagePart {
 /// A file that was uploaded and waits for [`CreateImage`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StagedFile {
-    #[schema(value_type = String)]
     pub image: ImageId,
     pub part: ImagePart,
     pub size_bytes: u64,

@@ -17,16 +17,11 @@ pub struct MigrationView {
     pub id: MigrationId,
     #[schema(value_type = u64)]
     pub revision: Revision,
-    #[schema(value_type = String)]
     pub vm: VmId,
     /// `null` once the vm is gone.
-    #[schema(value_type = Option<String>)]
     pub vm_name: Option<VmName>,
-    #[schema(value_type = Option<String>)]
     pub tenant: Option<TenantName>,
-    #[schema(value_type = String)]
     pub from: HostId,
-    #[schema(value_type = String)]
     pub to: HostId,
     /// The vm's generation at the source; the destination gets the next one.
     #[schema(value_type = u64)]
@@ -219,13 +214,9 @@ impl From<&Prediction> for MigrationPrediction {
 /// What a move would be. Nothing was changed for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MigrationForecast {
-    #[schema(value_type = String)]
     pub vm: VmId,
-    #[schema(value_type = String)]
     pub vm_name: VmName,
-    #[schema(value_type = String)]
     pub from: HostId,
-    #[schema(value_type = String)]
     pub to: HostId,
     pub strategy: StrategyView,
     /// Why this strategy; completes "because ...".

@@ -15,72 +15,81 @@
 //! | `GET /v1/whoami` | | 200 [`Whoami`] | any token |
 //! | `GET /v1/cluster` | | 200 [`ClusterView`] | operator |
 //! | `GET /v1/cluster/export` | | 200 all that the planner sees, `text/plain` (docs/planner.md) | operator |
-//! | `GET /v1/tenants` | | 200 [`List`]`<`[`TenantView`]`>` | operator |
+//! | `GET /v1/tenants` | [`ListQuery`] | 200 [`List`]`<`[`TenantView`]`>` | operator |
 //! | `POST /v1/tenants` | [`CreateTenant`] | 201 [`TenantView`] | operator |
-//! | `DELETE /v1/tenants/{tenant}` | | 204 | operator |
-//! | `GET /v1/tokens` | | 200 [`List`]`<`[`TokenView`]`>` | operator |
+//! | `GET /v1/tenants/{ref}` | | 200 [`TenantView`] | operator |
+//! | `PATCH /v1/tenants/{ref}` | merge patch of its [`TenantSettings`] | 200 [`TenantView`] | operator |
+//! | `DELETE /v1/tenants/{ref}` | | 204 | operator |
+//! | `GET /v1/tokens` | [`ListQuery`] | 200 [`List`]`<`[`TokenView`]`>` | operator |
 //! | `POST /v1/tokens` | [`CreateToken`] | 201 [`CreatedToken`] | operator |
-//! | `DELETE /v1/tokens/{token}` | | 204 | operator |
-//! | `GET /v1/hosts` | | 200 [`List`]`<`[`HostView`]`>` | operator |
-//! | `GET /v1/hosts/{host}` | | 200 [`HostView`] | operator |
-//! | `PATCH /v1/hosts/{host}` | JSON merge patch (RFC 7396) of its [`HostAttributes`] | 200 [`HostView`] | operator |
-//! | `DELETE /v1/hosts/{host}` | | 204 | operator |
+//! | `GET /v1/tokens/{ref}` | | 200 [`TokenView`] | operator |
+//! | `DELETE /v1/tokens/{ref}` | | 204 | operator |
+//! | `GET /v1/hosts` | [`ListQuery`] | 200 [`List`]`<`[`HostView`]`>` | operator |
+//! | `GET /v1/hosts/{ref}` | | 200 [`HostView`] | operator |
+//! | `PATCH /v1/hosts/{ref}` | merge patch of its [`HostAttributes`] | 200 [`HostView`] | operator |
+//! | `DELETE /v1/hosts/{ref}` | | 204 | operator |
 //! | `POST /v1/hosts/{host}/drain` | | 202 [`HostView`] | operator |
 //! | `POST /v1/hosts/{host}/undrain` | | 200 [`HostView`] | operator |
 //! | `POST /v1/hosts/{host}/power` | [`SetPower`] | 202 [`HostView`] | operator |
 //! | `POST /v1/hosts/{host}/token` | [`CreateJoinToken`] | 201 [`CreatedJoinToken`] | operator |
-//! | `GET /v1/images` | | 200 [`List`]`<`[`ImageView`]`>` | any token |
-//! | `GET /v1/images/{image}` | | 200 [`ImageView`] | any token |
+//! | `GET /v1/images` | [`ListQuery`] | 200 [`List`]`<`[`ImageView`]`>` | any token |
+//! | `GET /v1/images/{ref}` | | 200 [`ImageView`] | any token |
+//! | `PATCH /v1/images/{ref}` | merge patch of its [`OnlyLabels`] | 200 [`ImageView`] | operator |
 //! | `PUT /v1/images/{image}/files/{part}` | raw bytes; part: [`ImagePart`] | 200 [`StagedFile`] | operator |
 //! | `POST /v1/images` | [`CreateImage`], of the files staged before | 201 [`ImageView`] | operator |
-//! | `DELETE /v1/images/{image}` | | 204 | operator |
+//! | `DELETE /v1/images/{ref}` | | 204 | operator |
 //! | `GET /v1/vms` | [`ListQuery`] | 200 [`List`]`<`[`VmView`]`>` | any token, own tenant's |
 //! | `POST /v1/vms` | [`CreateVm`] | 201 [`VmView`] | any token |
-//! | `GET /v1/vms/{vm}` | [`TenantQuery`] | 200 [`VmView`] | any token, own tenant's |
-//! | `DELETE /v1/vms/{vm}` | [`TenantQuery`] | 202 [`VmView`]; gone once its host has let go | same |
+//! | `GET /v1/vms/{ref}` | [`TenantQuery`] | 200 [`VmView`] | any token, own tenant's |
+//! | `DELETE /v1/vms/{ref}` | [`TenantQuery`] | 202 [`VmView`]; gone once its host has let go | same |
 //! | `POST /v1/vms/{vm}/start` | [`TenantQuery`] | 202 [`VmView`] | same |
 //! | `POST /v1/vms/{vm}/stop` | [`TenantQuery`] | 202 [`VmView`] | same |
 //! | `POST /v1/vms/{vm}/migrate` | [`MigrateVm`], [`TenantQuery`] | 202 [`MigrationView`] | operator |
 //! | `POST /v1/vms/{vm}/measure` | [`MeasureVm`], [`TenantQuery`] | 202 [`VmView`]; its load has the result later | any token, own tenant's |
 //! | `PUT /v1/vms/{vm}/security-groups` | [`SetSecurityGroups`], [`TenantQuery`] | 200 [`VmView`] | any token, own tenant's |
 //! | `GET /v1/vms/{vm}/console` | [`TenantQuery`] | WebSocket, binary frames both ways, at most [`CONSOLE_FRAME_MAX`] bytes each | any token, own tenant's |
-//! | `GET /v1/networks` | [`TenantQuery`] | 200 [`List`]`<`[`NetworkView`]`>` | any token, own tenant's |
+//! | `GET /v1/networks` | [`ListQuery`] | 200 [`List`]`<`[`NetworkView`]`>` | any token, own tenant's |
 //! | `POST /v1/networks` | [`CreateNetwork`] | 201 [`NetworkView`] | any token |
-//! | `GET /v1/networks/{network}` | [`TenantQuery`] | 200 [`NetworkView`] | any token, own tenant's |
-//! | `DELETE /v1/networks/{network}` | [`TenantQuery`] | 204 | same |
-//! | `GET /v1/security-groups` | [`TenantQuery`] | 200 [`List`]`<`[`SecurityGroupView`]`>` | any token, own tenant's |
+//! | `GET /v1/networks/{ref}` | [`TenantQuery`] | 200 [`NetworkView`] | any token, own tenant's |
+//! | `PATCH /v1/networks/{ref}` | merge patch of its [`OnlyLabels`], [`TenantQuery`] | 200 [`NetworkView`] | same |
+//! | `DELETE /v1/networks/{ref}` | [`TenantQuery`] | 204 | same |
+//! | `GET /v1/security-groups` | [`ListQuery`] | 200 [`List`]`<`[`SecurityGroupView`]`>` | any token, own tenant's |
 //! | `POST /v1/security-groups` | [`CreateSecurityGroup`] | 201 [`SecurityGroupView`] | any token |
-//! | `GET /v1/security-groups/{group}` | [`TenantQuery`] | 200 [`SecurityGroupView`] | any token, own tenant's |
-//! | `PUT /v1/security-groups/{group}` | [`SetSecurityRules`], [`TenantQuery`] | 200 [`SecurityGroupView`] | same |
-//! | `DELETE /v1/security-groups/{group}` | [`TenantQuery`] | 204 | same |
-//! | `GET /v1/ports` | | 200 [`List`]`<`[`PortView`]`>` | operator |
+//! | `GET /v1/security-groups/{ref}` | [`TenantQuery`] | 200 [`SecurityGroupView`] | any token, own tenant's |
+//! | `PATCH /v1/security-groups/{ref}` | merge patch of its [`SecurityGroupSettings`], [`TenantQuery`] | 200 [`SecurityGroupView`] | same |
+//! | `DELETE /v1/security-groups/{ref}` | [`TenantQuery`] | 204 | same |
+//! | `GET /v1/ports` | [`ListQuery`] | 200 [`List`]`<`[`PortView`]`>` | operator |
 //! | `POST /v1/ports` | [`CreatePort`] | 201 [`PortView`] | operator |
-//! | `GET /v1/ports/{port}` | | 200 [`PortView`] | operator |
-//! | `DELETE /v1/ports/{port}` | | 204 | operator |
-//! | `GET /v1/placement-rules` | | 200 [`List`]`<`[`PlacementRuleView`]`>` | operator |
+//! | `GET /v1/ports/{ref}` | | 200 [`PortView`] | operator |
+//! | `PATCH /v1/ports/{ref}` | merge patch of its [`OnlyLabels`] | 200 [`PortView`] | operator |
+//! | `DELETE /v1/ports/{ref}` | | 204 | operator |
+//! | `GET /v1/placement-rules` | [`ListQuery`] | 200 [`List`]`<`[`PlacementRuleView`]`>` | operator |
 //! | `POST /v1/placement-rules` | [`CreatePlacementRule`] | 201 [`PlacementRuleView`] | operator |
-//! | `GET /v1/placement-rules/{rule}` | | 200 [`PlacementRuleView`] | operator |
-//! | `DELETE /v1/placement-rules/{rule}` | | 204 | operator |
-//! | `GET /v1/plans` | | 200 [`List`]`<`[`PlanView`]`>`, newest first | operator |
-//! | `GET /v1/plans/{plan}` | | 200 [`PlanView`] | operator |
+//! | `GET /v1/placement-rules/{ref}` | | 200 [`PlacementRuleView`] | operator |
+//! | `DELETE /v1/placement-rules/{ref}` | | 204 | operator |
+//! | `GET /v1/plans` | [`ListQuery`] | 200 [`List`]`<`[`PlanView`]`>`, newest first | operator |
+//! | `GET /v1/plans/{ref}` | | 200 [`PlanView`] | operator |
 //! | `POST /v1/plans` | | 201 or, with nothing worth doing, 200 [`PlanNow`] | operator |
 //! | `POST /v1/plans/{plan}/approve` | | 202 [`PlanView`] | operator |
 //! | `POST /v1/plans/{plan}/reject` | | 200 [`PlanView`] | operator |
 //! | `GET /v1/vms/{vm}/migration-forecast` | [`ForecastQuery`] | 200 [`MigrationForecast`]; nothing is changed | operator |
-//! | `GET /v1/migrations` | | 200 [`List`]`<`[`MigrationView`]`>`, newest first | any token, own tenant's |
-//! | `GET /v1/migrations/{migration}` | | 200 [`MigrationView`], live while it runs | any token, own tenant's |
+//! | `GET /v1/migrations` | [`ListQuery`] | 200 [`List`]`<`[`MigrationView`]`>`, newest first | any token, own tenant's |
+//! | `GET /v1/migrations/{ref}` | | 200 [`MigrationView`], live while it runs | any token, own tenant's |
 //! | `POST /v1/migrations/{migration}/cancel` | | 202 [`MigrationView`] | operator |
 //! | `POST /v1/migrations/{migration}/pause` | | 200 [`MigrationView`] | operator |
 //! | `POST /v1/migrations/{migration}/resume` | | 200 [`MigrationView`] | operator |
 //! | `PUT /v1/migrations/{migration}/priority` | [`SetPriority`] | 200 [`MigrationView`] | operator |
 //! | `GET /v1/policy` | | 200 [`Policy`] | operator |
 //! | `PUT /v1/policy` | [`Policy`], whole | 200 [`Policy`] | operator |
-//! | `PATCH /v1/policy` | JSON merge patch (RFC 7396), `application/merge-patch+json` | 200 [`Policy`] | operator |
+//! | `PATCH /v1/policy` | merge patch | 200 [`Policy`] | operator |
 //! | `GET /v1/events` | [`EventQuery`] | 200 [`List`]`<`[`EventView`]`>`, oldest first | any token, own tenant's |
 //! | `GET /v1/events`, `Accept: text/event-stream` | [`EventQuery`], `Last-Event-ID` | server-sent events: `id` is the sequence number, `data` an [`EventView`] | same |
 //! | `GET /v1/explain/{kind}/{id}`, `GET /v1/explain/cluster` | | 200 [`Explanation`] | operator; of its own vms any token |
 //!
 //! Authentication: `Authorization: Bearer drover_<token id>_<64 hexadecimal digits>`.
+//!
+//! `{ref}` is an object's id, its name, or `tenant%2Fname`; of a name that several tenants use, [`TenantQuery`] says whose.
+//! A list is answered in pages ([`ListQuery`]). A merge patch (RFC 7396) is sent as [`MERGE_PATCH`] or as JSON.
 //!
 //! Every object answered alone carries `ETag: "<revision>"`; `If-Match` on a change makes it conditional (412 when
 //! the object has changed since). A POST with an [`IDEMPOTENCY_KEY`] header can be repeated: the same key and body
@@ -205,7 +214,11 @@ mod tests {
     fn requests_refuse_fields_they_do_not_know() {
         let extra = "surprise";
         for error in [
-            refused::<CreateTenant>(json!({"id": "acme", extra: 1})),
+            refused::<CreateTenant>(json!({"name": "acme", extra: 1})),
+            refused::<CreateTenant>(json!({"name": "acme", "quota": {extra: 1}})),
+            refused::<TenantSettings>(json!({extra: 1})),
+            refused::<OnlyLabels>(json!({extra: 1})),
+            refused::<SecurityGroupSettings>(json!({"rules": [], extra: 1})),
             refused::<CreateToken>(json!({"role": "operator", extra: 1})),
             refused::<CreateJoinToken>(json!({extra: 1})),
             refused::<SetPower>(json!({"on": true, extra: 1})),
@@ -215,7 +228,7 @@ mod tests {
             refused::<MeasureVm>(json!({extra: 1})),
             refused::<CreateNetwork>(json!({"name": "lan", "subnet": "10.0.0.0/8", extra: 1})),
             refused::<CreateSecurityGroup>(json!({"name": "web", extra: 1})),
-            refused::<SetSecurityRules>(json!({"rules": [{"direction": "ingress", extra: 1}]})),
+            refused::<CreateSecurityGroup>(json!({"name": "web", "rules": [{"direction": "ingress", extra: 1}]})),
             refused::<SetSecurityGroups>(json!({"security_groups": [], extra: 1})),
             refused::<CreatePort>(json!({"name": "p", "network": "n", "host": "h1", "interface": "gw0", extra: 1})),
             refused::<CreatePlacementRule>(json!({"name": "a", "rule": "apart", "vms": [], extra: 1})),

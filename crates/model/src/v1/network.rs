@@ -12,11 +12,8 @@ use utoipa::ToSchema;
 /// A tenant's own network, laid over the hosts'. Two tenants may use the same addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkView {
-    #[schema(value_type = String)]
     pub id: NetworkId,
-    #[schema(value_type = String)]
     pub name: NetworkName,
-    #[schema(value_type = String)]
     pub tenant: TenantName,
     #[schema(value_type = u64)]
     pub revision: Revision,
@@ -66,7 +63,6 @@ impl NetworkView {
 /// How one host stands to a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkHostView {
-    #[schema(value_type = String)]
     pub host: HostId,
     /// Where the other hosts send its frames to; `null`: it takes part in no overlay network.
     #[schema(value_type = Option<String>)]
@@ -109,9 +105,7 @@ pub struct CreateNetwork {
 /// What may reach the vms of the group, and what they may reach. Replies always pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SecurityGroupView {
-    #[schema(value_type = String)]
     pub name: SecurityGroupId,
-    #[schema(value_type = String)]
     pub tenant: TenantName,
     #[schema(value_type = u64)]
     pub revision: Revision,
@@ -220,14 +214,6 @@ pub struct CreateSecurityGroup {
     pub labels: Labels,
 }
 
-/// Replaces all rules of a group.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SetSecurityRules {
-    /// At most 64.
-    pub rules: Vec<SecurityRule>,
-}
-
 /// Takes a vm out of the security groups it is in, and puts it into these.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -263,7 +249,7 @@ pub struct CreatePort {
     pub labels: Labels,
 }
 
-/// What `PATCH` changes of a network or a port.
+/// What `PATCH` changes of a network, a port or an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OnlyLabels {
@@ -277,7 +263,8 @@ pub struct OnlyLabels {
 pub struct SecurityGroupSettings {
     #[serde(default)]
     pub labels: Labels,
-    /// All of them: at most 64.
+    /// All of them: at most 64. `null`: none.
+    #[serde(default)]
     pub rules: Vec<SecurityRule>,
 }
 

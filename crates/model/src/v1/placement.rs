@@ -22,7 +22,6 @@ pub enum RuleWord {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlacementRuleView {
-    #[schema(value_type = String)]
     pub name: RuleId,
     #[schema(value_type = u64)]
     pub revision: Revision,
@@ -30,19 +29,14 @@ pub struct PlacementRuleView {
     /// never there. `hosts-max`: together on no more hosts than that.
     #[schema(schema_with = schema::rule)]
     pub rule: RuleWord,
-    #[schema(schema_with = schema::names)]
     pub vms: BTreeSet<VmId>,
     /// Of `together` and `apart`.
     #[schema(schema_with = schema::optional_scope)]
     pub within: Option<Scope>,
     /// Of `on` and `not-on`: hosts by name, rack, zone or label; the union of all four.
-    #[schema(schema_with = schema::names)]
     pub hosts: BTreeSet<HostId>,
-    #[schema(schema_with = schema::names)]
     pub racks: BTreeSet<RackId>,
-    #[schema(schema_with = schema::names)]
     pub zones: BTreeSet<ZoneId>,
-    #[schema(schema_with = schema::names)]
     pub labels: BTreeSet<Label>,
     pub hosts_max: Option<u32>,
 }
@@ -77,16 +71,12 @@ pub struct CreatePlacementRule {
     pub within: Option<Scope>,
     /// `on` and `not-on` need hosts, racks, zones or labels.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    #[schema(schema_with = schema::names)]
     pub hosts: BTreeSet<HostId>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    #[schema(schema_with = schema::names)]
     pub racks: BTreeSet<RackId>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    #[schema(schema_with = schema::names)]
     pub zones: BTreeSet<ZoneId>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    #[schema(schema_with = schema::names)]
     pub labels: BTreeSet<Label>,
     /// `hosts-max` needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -176,21 +176,16 @@ impl StepView {
 #[serde(rename_all = "kebab-case", tag = "action")]
 pub enum ActionView {
     Migrate {
-        #[schema(value_type = String)]
         vm: VmId,
         #[schema(value_type = u64)]
         generation: Generation,
-        #[schema(value_type = String)]
         from: HostId,
-        #[schema(value_type = String)]
         to: HostId,
     },
     PowerOn {
-        #[schema(value_type = String)]
         host: HostId,
     },
     PowerOff {
-        #[schema(value_type = String)]
         host: HostId,
     },
 }

@@ -74,11 +74,6 @@ pub fn power_curve() -> RefOr<Schema> {
     or_null(ArrayBuilder::new().items(watts).min_items(Some(11)).max_items(Some(11)).into())
 }
 
-/// A list of names.
-pub fn names() -> RefOr<Schema> {
-    ArrayBuilder::new().items(ObjectBuilder::new().schema_type(Type::String)).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,9 +14,10 @@ pub type TenantView = Versioned<Tenant>;
 #[serde(deny_unknown_fields)]
 pub struct CreateTenant {
     pub name: TenantName,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
-    #[serde(default)]
+    /// What is left out is as the server has it.
+    #[serde(default, skip_serializing_if = "Quota::is_default")]
     pub quota: Quota,
 }
 
@@ -137,13 +138,11 @@ impl From<&Role> for RoleName {
 /// An API token, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TokenView {
-    #[schema(value_type = String)]
     pub id: TokenId,
     #[schema(value_type = u64)]
     pub revision: Revision,
     pub role: RoleName,
     /// With role `tenant` only.
-    #[schema(value_type = Option<String>)]
     pub tenant: Option<TenantName>,
     pub created_at_ms: u64,
     /// `null`: never.
@@ -201,7 +200,6 @@ pub struct Whoami {
     /// The token's id.
     pub name: String,
     pub role: RoleName,
-    #[schema(value_type = Option<String>)]
     pub tenant: Option<TenantName>,
 }
 

@@ -17,24 +17,18 @@ use utoipa::ToSchema;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VmView {
-    #[schema(value_type = String)]
     pub id: VmId,
-    #[schema(value_type = String)]
     pub name: VmName,
-    #[schema(value_type = String)]
     pub tenant: TenantName,
     #[schema(value_type = u64)]
     pub revision: Revision,
-    #[schema(value_type = String)]
     pub image: ImageId,
     pub vcpus: u32,
     pub memory_mib: u64,
     pub nic: Option<NicView>,
     /// Never on one host with another vm of this group and tenant.
-    #[schema(value_type = Option<String>)]
     pub anti_affinity: Option<GroupId>,
     /// If not empty: runs on these hosts only.
-    #[schema(schema_with = schema::names)]
     pub pinned_to: BTreeSet<HostId>,
     /// Processor that its host keeps for it, in thousandths of a core; 0 is none.
     #[serde(default)]
@@ -51,7 +45,6 @@ pub struct VmView {
     /// Where the phase needs a reason.
     pub why: Option<String>,
     /// The one host that may run it; `null` until placed.
-    #[schema(value_type = Option<String>)]
     pub host: Option<HostId>,
     /// Raised each time the right to run it moves.
     #[schema(value_type = u64)]
@@ -60,7 +53,6 @@ pub struct VmView {
     #[schema(value_type = Option<u64>)]
     pub migration: Option<MigrationId>,
     pub moved_at_ms: Option<u64>,
-    #[schema(value_type = Option<String>)]
     pub moved_from: Option<HostId>,
     /// Of its qemu process.
     pub pid: Option<u32>,
@@ -103,17 +95,14 @@ impl VmView {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NicView {
-    #[schema(value_type = String)]
     pub network: NetworkId,
     /// Of an overlay network; `null`: it is a provider network.
     #[serde(default)]
-    #[schema(value_type = Option<String>)]
     pub network_name: Option<NetworkName>,
     pub mac: String,
     /// In CIDR form, told to the guest. The card sends from no other.
     pub address: Option<String>,
     #[serde(default)]
-    #[schema(schema_with = schema::names)]
     pub security_groups: BTreeSet<SecurityGroupId>,
     /// Towards the vm; `null`: no limit.
     #[serde(default)]

@@ -26,11 +26,12 @@ use utoipa_axum::router::OpenApiRouter;
 /// The routes of a kind that can be made by its draft alone.
 pub(super) fn all_routes<K: Drafted>() -> OpenApiRouter<Api> {
     let described = Described::of::<K>();
-    let create = described.operation("create", "A new ", "").request_body(Some(body::<K::Create>("application/json")));
+    let create = described.operation("create", &format!("A new {}", K::TITLE));
+    let create = create.request_body(Some(body::<K::Create>("application/json")));
     routes::<K>().routes(described.route::<K::Create>(
         "",
         HttpMethod::Post,
-        answers::<K::View>(create, "201", "It was made"),
+        answers(create, &K::View::name(), "201", "It was made"),
         post(create_one::<K>),
     ))
 }
@@ -39,28 +40,31 @@ pub(super) fn all_routes<K: Drafted>() -> OpenApiRouter<Api> {
 pub(super) fn routes<K: Resource>() -> OpenApiRouter<Api> {
     let described = Described::of::<K>();
     let list = described
-        .operation("list", "Those that the caller may see: ", "s")
+        .operation("list", &format!("The {}s that the caller may see and that match the query, in pages", K::TITLE))
         .parameters(Some(ListQuery::into_params(|| Some(ParameterIn::Query))));
-    let mut router = OpenApiRouter::new()
-        .routes(described.route::<List<K::View>>(
-            "",
-            HttpMethod::Get,
-            answers::<List<K::View>>(list, "200", "Those that match"),
-            get(list_all::<K>),
-        ))
-        .routes(described.route::<K::View>(
-            "/{ref}",
-            HttpMethod::Get,
-            answers::<K::View>(described.one("get", "One "), "200", "As it is now"),
-            get(get_one::<K>),
-        ));
+    // One description for each kind of list: a generic type's own name is the same for all of them.
+    let list_name = format!("{}_{}", List::<K::View>::name(), K::View::name());
+    let (mut schemas, paths, handler) = described.route::<List<K::View>>(
+        "",
+        HttpMethod::Get,
+        answers(list, &list_name, "200", "Those that match"),
+        get(list_all::<K>),
+    );
+    schemas[0].0 = list_name;
+    let mut router = OpenApiRouter::new().routes((schemas, paths, handler)).routes(described.route::<K::View>(
+        "/{ref}",
+        HttpMethod::Get,
+        answers(described.one("get", &format!("One {}", K::TITLE)), &K::View::name(), "200", "As it is now"),
+        get(get_one::<K>),
+    ));
     if K::PATCHABLE {
-        let patched = described.one("patch", "Change settings by a JSON merge patch (RFC 7396): ");
+        let summary = format!("Change the settings of one {} by a JSON merge patch (RFC 7396)", K::TITLE);
+        let patched = described.one("patch", &summary);
         let patched = patched.request_body(Some(body::<K::Settings>(MERGE_PATCH)));
         router = router.routes(described.route::<K::Settings>(
             "/{ref}",
             HttpMethod::Patch,
-            answers::<K::View>(patched, "200", "As it is now"),
+            answers(patched, &K::View::name(), "200", "As it is now"),
             patch(patch_one::<K>),
         ));
     }
@@ -69,7 +73,7 @@ pub(super) fn routes<K: Resource>() -> OpenApiRouter<Api> {
         router = router.routes(described.route::<K::View>(
             "/{ref}",
             HttpMethod::Delete,
-            described.one("remove", "Remove one ").response("204", gone),
+            described.one("remove", &format!("Remove one {}", K::TITLE)).response("204", gone),
             delete(remove_one::<K>),
         ));
     }
@@ -88,20 +92,20 @@ impl Described {
         Self { title: K::TITLE, plural: K::PLURAL, tag: K::TAG }
     }
 
-    fn operation(&self, verb: &str, before: &str, after: &str) -> OperationBuilder {
-        let id = format!("{verb}_{}", self.plural.replace('-', "_"));
-        let summary = format!("{before}{}{after}", self.title);
-        OperationBuilder::new().tag(self.tag).operation_id(Some(id)).summary(Some(summary))
+    /// `list_security_groups`, `get_security_group`: the plural where the answer is a list.
+    fn operation(&self, verb: &str, summary: &str) -> OperationBuilder {
+        let of = if verb == "list" { self.plural.replace('-', "_") } else { self.title.replace(' ', "_") };
+        OperationBuilder::new().tag(self.tag).operation_id(Some(format!("{verb}_{of}"))).summary(Some(summary))
     }
 
-    fn one(&self, verb: &str, before: &str) -> OperationBuilder {
+    fn one(&self, verb: &str, summary: &str) -> OperationBuilder {
         let reference = ParameterBuilder::new()
             .name("ref")
             .parameter_in(ParameterIn::Path)
             .required(Required::True)
             .description(Some("Its id or name"))
             .schema(Some(ObjectBuilder::new().schema_type(Type::String)));
-        let operation = self.operation(verb, before, "").parameter(reference);
+        let operation = self.operation(verb, summary).parameter(reference);
         operation.parameters(Some(TenantQuery::into_params(|| Some(ParameterIn::Query))))
     }
 
@@ -121,16 +125,17 @@ impl Described {
     }
 }
 
-fn content<T: ToSchema>() -> Content {
-    ContentBuilder::new().schema(Some(Ref::from_schema_name(T::name()))).build()
+fn content(schema: &str) -> Content {
+    ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build()
 }
 
 fn body<T: ToSchema>(media_type: &str) -> utoipa::openapi::request_body::RequestBody {
-    RequestBodyBuilder::new().content(media_type, content::<T>()).required(Some(Required::True)).build()
+    RequestBodyBuilder::new().content(media_type, content(&T::name())).required(Some(Required::True)).build()
 }
 
-fn answers<T: ToSchema>(operation: OperationBuilder, status: &str, description: &str) -> OperationBuilder {
-    let response = ResponseBuilder::new().description(description).content("application/json", content::<T>());
+/// With an object of the named schema.
+fn answers(operation: OperationBuilder, schema: &str, status: &str, description: &str) -> OperationBuilder {
+    let response = ResponseBuilder::new().description(description).content("application/json", content(schema));
     operation.response(status, response.build())
 }
 

@@ -95,6 +95,37 @@ mod tests {
         assert_eq!(*open, serde_json::json!([{}]));
     }
 
+    /// Each with a schema of its own, and no field but those described: what a server refuses, the description does, too.
+    #[test]
+    fn requests_are_described_as_strictly_as_they_are_read() {
+        let openapi: serde_json::Value = serde_json::from_str(&openapi_json()).unwrap();
+        let schema = |content: &serde_json::Value| {
+            let reference = content["schema"]["$ref"].as_str()?.strip_prefix("#/components/schemas/")?;
+            Some((reference.to_owned(), openapi["components"]["schemas"][reference].clone()))
+        };
+        let operations = openapi["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap());
+        let (mut bodies, mut ids) = (0, BTreeSet::new());
+        for (method, operation) in operations {
+            let id = operation["operationId"].as_str().unwrap();
+            assert!(ids.insert(id.to_owned()), "two operations are called {id}");
+            let contents = operation["requestBody"]["content"].as_object().into_iter().flatten();
+            for (name, body) in contents.filter_map(|(_, content)| schema(content)) {
+                bodies += 1;
+                assert_eq!(body["additionalProperties"], false, "{id}: {name}");
+                let required = body["required"].as_array().map_or(0, Vec::len);
+                assert!(method != "patch" || required == 0, "{id}: a patch names what it changes only: {name}");
+            }
+            if let Some((name, list)) = schema(&operation["responses"]["200"]["content"]["application/json"])
+                && id.starts_with("list_")
+            {
+                let items = list["properties"]["items"]["items"]["$ref"].as_str().unwrap_or("EventView");
+                let of = items.rsplit('/').next().unwrap();
+                assert_eq!(name, format!("List_{of}"), "{id}");
+            }
+        }
+        assert!(bodies >= 20, "{bodies}");
+    }
+
     /// `UPDATE=1 cargo test -p drover-server` writes the file anew.
     #[test]
     fn the_description_changes_only_on_purpose() {

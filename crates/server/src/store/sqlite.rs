@@ -372,8 +372,11 @@ mod tests {
             revision: Revision(revision),
             writes: (0..count)
                 .map(|n| {
-                    let id = format!("a-tenant-with-a-longer-name-{revision}-{n}").parse().unwrap();
-                    Write::Put { object: Object::Tenant(Tenant { id, created_at: TimeMs(1) }), expected: None }
+                    let name = format!("a-tenant-with-a-longer-name-{revision}-{n}");
+                    let (id, name) = (format!("tn-{name}").parse().unwrap(), name.parse().unwrap());
+                    let (created_at, labels, quota) = (TimeMs(1), Default::default(), Default::default());
+                    let object = Object::Tenant(Tenant { id, name, created_at, labels, quota });
+                    Write::Put { object, expected: None }
                 })
                 .collect(),
             events: Vec::new(),

@@ -1,17 +1,12 @@
 //! The public API as a client meets it: a whole server on loopback, the typed client, agents that obey.
 
-use crate::support::{Cluster, eventually, problem, small_vm};
+use crate::support::{Cluster, create_image, create_tenant, eventually, problem, small_vm};
 use drover_api::client::EventStreamStart;
 use drover_api::problem::{MEDIA_TYPE, Problem};
 use drover_api::v1::{
-    CreateImage, CreateTenant, CreateToken, CreateVm, EventQuery, ImagePart, ListQuery, MigrateVm, RoleName, SetPower,
-    TenantQuery, WhyView,
+    CreateToken, CreateVm, EventQuery, ImagePart, ListQuery, MigrateVm, RoleName, SetPower, TenantQuery, WhyView,
 };
-use drover_model::intent::ApiToken;
-use drover_model::intent::Host;
-use drover_model::intent::Image;
-use drover_model::intent::Tenant;
-use drover_model::intent::Vm;
+use drover_model::intent::{ApiToken, Host, Image, Tenant, Vm};
 use drover_model::plan::PlanRecord;
 use drover_model::{MigrationId, PlanId, Revision};
 use futures_util::StreamExt as _;
@@ -22,17 +17,14 @@ use std::collections::BTreeSet;
 #[tokio::test]
 async fn a_vm_is_made_placed_run_stopped_started_and_removed() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
-    let acme = cluster.of::<Tenant>().get("acme").await;
-    cluster.of::<Image>().get("small").await;
+    let _agent = cluster.host("h1").await;
+    let acme = cluster.tenant("acme").await;
+    cluster.image("small").await;
     let query = TenantQuery::default();
     let made = eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
     assert!(made.id.as_str().starts_with("vm-"), "{}", made.id);
     let running = async |phase: &str| {
-        eventually(phase, async || {
-            acme.of::<Vm>().within(query.tenant.as_deref()).get("web").await.ok().filter(|vm| vm.phase == phase)
-        })
-        .await
+        eventually(phase, async || acme.of::<Vm>().get("web").await.ok().filter(|vm| vm.phase == phase)).await
     };
     let vm = running("running").await;
     assert_eq!(vm.host.as_ref().map(|host| host.as_str()), Some("h1"));
@@ -53,8 +45,8 @@ async fn a_vm_is_made_placed_run_stopped_started_and_removed() {
     let of_acme = TenantQuery { tenant: Some("acme".to_owned()) };
     let vm = operator.explain("vm/web", &of_acme).await.unwrap();
     assert!(matches!(vm.why, Some(WhyView::VmStays { ref sentence, .. }) if vm.because.contains(sentence)), "{vm:?}");
-    acme.of::<Vm>().within(query.tenant.as_deref()).remove(made.id.as_str()).await.unwrap();
-    eventually("the vm is gone", async || acme.of::<Vm>().within(query.tenant.as_deref()).get("web").await.err()).await;
+    acme.of::<Vm>().remove(made.id.as_str()).await.unwrap();
+    eventually("the vm is gone", async || acme.of::<Vm>().get("web").await.err()).await;
 }
 
 #[tokio::test]
@@ -86,15 +78,15 @@ async fn without_a_valid_token_nothing_is_told() {
 #[tokio::test]
 async fn a_tenant_is_kept_out_of_what_is_the_operators() {
     let cluster = Cluster::start().await;
-    let acme = cluster.of::<Tenant>().get("acme").await;
+    let acme = cluster.tenant("acme").await;
     assert_eq!(acme.whoami().await.unwrap().tenant.unwrap().as_str(), "acme");
     let vm = TenantQuery::default();
-    let image = CreateImage { name: "x".to_owned(), cmdline: String::new(), files: vec![ImagePart::Disk] };
+    let image = create_image("x", vec![ImagePart::Disk]);
     for refused in [
         problem(acme.cluster().await),
         problem(acme.metrics().await),
         problem(acme.of::<Tenant>().all().await),
-        problem(acme.of::<Tenant>().create(&CreateTenant { id: "mine".to_owned() }).await),
+        problem(acme.of::<Tenant>().create(&create_tenant("mine")).await),
         problem(acme.of::<Tenant>().remove("acme").await),
         problem(acme.of::<ApiToken>().all().await),
         problem(acme.of::<ApiToken>().remove("x").await),
@@ -120,9 +112,9 @@ async fn a_tenant_is_kept_out_of_what_is_the_operators() {
 #[tokio::test]
 async fn another_tenants_vm_does_not_exist() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
-    let (acme, globex) = (cluster.of::<Tenant>().get("acme").await, cluster.of::<Tenant>().get("globex").await);
-    cluster.of::<Image>().get("small").await;
+    let _agent = cluster.host("h1").await;
+    let (acme, globex) = (cluster.tenant("acme").await, cluster.tenant("globex").await);
+    cluster.image("small").await;
     let vm = eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
     // The same name in another tenant is another vm.
     let other = globex.of::<Vm>().create(&small_vm("web")).await.unwrap();
@@ -130,11 +122,11 @@ async fn another_tenants_vm_does_not_exist() {
     let (id, query) = (vm.id.as_str(), TenantQuery::default());
     let forged = TenantQuery { tenant: Some("acme".to_owned()) };
     for refused in [
-        problem(globex.of::<Vm>().within(query.tenant.as_deref()).get(id).await),
+        problem(globex.of::<Vm>().get(id).await),
         problem(globex.of::<Vm>().within(forged.tenant.as_deref()).get(id).await),
         problem(globex.stop_vm(id, &query).await),
         problem(globex.start_vm(id, &query).await),
-        problem(globex.of::<Vm>().within(query.tenant.as_deref()).remove(id).await),
+        problem(globex.of::<Vm>().remove(id).await),
         problem(globex.explain(&format!("vm/{id}"), &query).await),
         problem(globex.console(id, &query).await.map(|_| ())),
     ] {
@@ -152,7 +144,7 @@ async fn another_tenants_vm_does_not_exist() {
 
     // An operator must say whose, where a name is not unique.
     let operator = cluster.operator();
-    assert_eq!(problem(operator.of::<Vm>().within(query.tenant.as_deref()).get("web").await).status, 409);
+    assert_eq!(problem(operator.of::<Vm>().get("web").await).status, 409);
     assert_eq!(operator.of::<Vm>().within(forged.tenant.as_deref()).get("web").await.unwrap().id, vm.id);
     assert_eq!(operator.of::<Vm>().list(&ListQuery::default()).await.unwrap().items.len(), 2);
 }
@@ -190,12 +182,12 @@ fn bad_requests() -> Vec<BadRequest> {
         (Method::PUT, "/v1/images/x/files/disk", "", String::new(), 422, None),
         (post(), "/v1/tenants", "text/plain", "{}".to_owned(), 415, None),
         (post(), "/v1/tenants", json, "{".to_owned(), 400, None),
-        (post(), "/v1/tenants", json, "{\"id\": \"a\"} x".to_owned(), 400, None),
+        (post(), "/v1/tenants", json, "{\"name\": \"a\"} x".to_owned(), 400, None),
         (post(), "/v1/tenants", json, "\u{0}".to_owned(), 400, None),
-        (post(), "/v1/tenants", json, "{}".to_owned(), 422, Some("id")),
-        (post(), "/v1/tenants", json, "{\"id\": 7}".to_owned(), 422, Some("id")),
-        (post(), "/v1/tenants", json, "{\"id\": \"A B\"}".to_owned(), 422, Some("id")),
-        (post(), "/v1/tenants", json, format!("{{\"id\": \"{}\"}}", "x".repeat(64)), 422, Some("id")),
+        (post(), "/v1/tenants", json, "{}".to_owned(), 422, Some("name")),
+        (post(), "/v1/tenants", json, "{\"name\": 7}".to_owned(), 422, Some("name")),
+        (post(), "/v1/tenants", json, "{\"name\": \"A B\"}".to_owned(), 422, Some("name")),
+        (post(), "/v1/tenants", json, format!("{{\"name\": \"{}\"}}", "x".repeat(64)), 422, Some("name")),
         (post(), "/v1/tenants", json, format!("\"{}\"", "x".repeat(2 << 20)), 413, None),
         (Method::PATCH, "/v1/policy", json, "[".repeat(100_000), 400, None),
         (post(), "/v1/tokens", json, json!({"role": "king"}).to_string(), 422, Some("role")),
@@ -230,9 +222,9 @@ fn bad_requests() -> Vec<BadRequest> {
 #[tokio::test]
 async fn bad_requests_are_refused_by_name_and_change_nothing() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
-    cluster.of::<Tenant>().get("acme").await;
-    cluster.of::<Image>().get("small").await;
+    let _agent = cluster.host("h1").await;
+    cluster.tenant("acme").await;
+    cluster.image("small").await;
     let operator = cluster.operator();
     eventually("h1 is known", async || {
         operator.of::<Host>().get("h1").await.ok().filter(|host| host.capacity.is_some())
@@ -264,16 +256,16 @@ async fn bad_requests_are_refused_by_name_and_change_nothing() {
 #[tokio::test]
 async fn a_name_twice_is_a_conflict() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
-    let acme = cluster.of::<Tenant>().get("acme").await;
-    cluster.of::<Image>().get("small").await;
+    let _agent = cluster.host("h1").await;
+    let acme = cluster.tenant("acme").await;
+    cluster.image("small").await;
     let operator = cluster.operator();
     eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
     let token = CreateToken { id: Some("ci".to_owned()), role: RoleName::Operator, tenant: None, expires_s: None };
     operator.create_token(&token).await.unwrap();
     let file = cluster.dir.path().join("kernel");
-    let refused = problem(operator.of::<Tenant>().create(&CreateTenant { id: "acme".to_owned() }).await);
-    assert_eq!((refused.status, refused.field.as_deref()), (409, Some("id")));
+    let refused = problem(operator.of::<Tenant>().create(&create_tenant("acme")).await);
+    assert_eq!((refused.status, refused.field.as_deref()), (409, Some("name")));
     for refused in [
         problem(acme.of::<Vm>().create(&small_vm("web")).await),
         problem(operator.create_token(&token).await),
@@ -288,9 +280,9 @@ async fn a_name_twice_is_a_conflict() {
 #[tokio::test]
 async fn a_request_repeated_with_its_key_gives_the_first_answer() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
-    let acme = cluster.of::<Tenant>().get("acme").await;
-    cluster.of::<Image>().get("small").await;
+    let _agent = cluster.host("h1").await;
+    let acme = cluster.tenant("acme").await;
+    cluster.image("small").await;
     eventually("a host is known", async || {
         cluster.operator().of::<Host>().get("h1").await.ok().filter(|h| h.capacity.is_some())
     })
@@ -315,7 +307,7 @@ async fn a_request_repeated_with_its_key_gives_the_first_answer() {
     let operator = cluster.operator().with_idempotency_key("key-3").unwrap();
     let file = cluster.dir.path().join("kernel");
     operator.stage_image_file("tiny", ImagePart::Kernel, &file, |_| ()).await.unwrap();
-    let create = CreateImage { name: "tiny".to_owned(), cmdline: String::new(), files: vec![ImagePart::Kernel] };
+    let create = create_image("tiny", vec![ImagePart::Kernel]);
     let first = operator.create_image(&create).await.unwrap();
     assert_eq!(operator.create_image(&create).await.unwrap(), first);
 }
@@ -336,7 +328,7 @@ async fn a_condition_that_no_longer_holds_is_refused() {
     let now = operator.policy().await.unwrap();
     assert_eq!(now.value, changed);
     assert!(now.revision.unwrap() > revision);
-    operator.of::<Tenant>().create(&CreateTenant { id: "acme".to_owned() }).await.unwrap();
+    operator.of::<Tenant>().create(&create_tenant("acme")).await.unwrap();
     let refused = problem(operator.with_if_match(Revision(1_000_000)).of::<Tenant>().remove("acme").await);
     assert_eq!(refused.status, 412, "{refused}");
 
@@ -373,7 +365,7 @@ async fn an_image_is_what_was_uploaded() {
     std::fs::write(&file, &content).unwrap();
     let staged = operator.stage_image_file("big", ImagePart::Disk, &file, |_| ()).await.unwrap();
     assert_eq!(staged.sha256, drover_server::secret::sha256_hex(&content));
-    let create = CreateImage { name: "big".to_owned(), cmdline: String::new(), files: vec![ImagePart::Disk] };
+    let create = create_image("big", vec![ImagePart::Disk]);
     let image = operator.create_image(&create).await.unwrap();
     assert_eq!(image.disk.unwrap().size_bytes, 90_000);
     let images = cluster.config.shared_dir.join("images");
@@ -395,7 +387,7 @@ async fn an_image_is_what_was_uploaded() {
 async fn events_are_streamed_and_resumed_without_loss() {
     let cluster = Cluster::start().await;
     let operator = cluster.operator();
-    let make = async |id: &str| operator.of::<Tenant>().create(&CreateTenant { id: id.to_owned() }).await.unwrap();
+    let make = async |id: &str| operator.of::<Tenant>().create(&create_tenant(id)).await.unwrap();
     make("one").await;
     let before = operator.events(&EventQuery::default()).await.unwrap().items.last().unwrap().seq;
     let mut stream = Box::pin(operator.event_stream(EventStreamStart { after: Some(before), object: None }));
@@ -454,15 +446,12 @@ async fn too_many_event_streams_are_refused() {
 async fn a_console_carries_bytes_both_ways() {
     use drover_api::client::ConsoleOutput;
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
-    let acme = cluster.of::<Tenant>().get("acme").await;
-    cluster.of::<Image>().get("small").await;
+    let _agent = cluster.host("h1").await;
+    let acme = cluster.tenant("acme").await;
+    cluster.image("small").await;
     let query = TenantQuery::default();
     eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
-    eventually("running", async || {
-        acme.of::<Vm>().within(query.tenant.as_deref()).get("web").await.ok().filter(|vm| vm.phase == "running")
-    })
-    .await;
+    eventually("running", async || acme.of::<Vm>().get("web").await.ok().filter(|vm| vm.phase == "running")).await;
     let mut console = acme.console("web", &query).await.unwrap();
     let heard = console.reader.read().await.unwrap();
     assert!(matches!(heard, ConsoleOutput::Bytes(bytes) if bytes == b"login: "));
@@ -477,9 +466,9 @@ async fn a_console_carries_bytes_both_ways() {
 #[tokio::test]
 async fn what_was_acknowledged_survives_a_kill() {
     let mut cluster = Cluster::start().await;
-    let agent = cluster.of::<Host>().get("h1").await;
-    let acme = cluster.of::<Tenant>().get("acme").await;
-    cluster.of::<Image>().get("small").await;
+    let agent = cluster.host("h1").await;
+    let acme = cluster.tenant("acme").await;
+    cluster.image("small").await;
     let vm = eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
     cluster.operator().patch_policy(&json!({"mode": "propose"})).await.unwrap();
     let tokens = cluster.operator().of::<ApiToken>().all().await.unwrap().items.len();
@@ -502,7 +491,7 @@ async fn what_was_acknowledged_survives_a_kill() {
 #[tokio::test]
 async fn metrics_show_hosts_vms_and_commits() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
+    let _agent = cluster.host("h1").await;
     let page = eventually("a host is up", async || {
         cluster.operator().metrics().await.ok().filter(|page| page.contains("drover_hosts{state=\"up\"} 1"))
     })
@@ -591,7 +580,7 @@ async fn a_stream_ends_when_its_token_is_removed() {
 #[tokio::test]
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
     let cluster = Cluster::with("[limits]\nimage_file_bytes_max = 100000").await;
-    let acme = cluster.of::<Tenant>().get("acme").await;
+    let acme = cluster.tenant("acme").await;
     let file = cluster.dir.path().join("disk");
     std::fs::write(&file, vec![7; 20 << 20]).unwrap();
     for _ in 0..10 {
@@ -599,7 +588,7 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
         assert_eq!(problem(too_large).status, 413);
         let forbidden = acme.stage_image_file("big", ImagePart::Disk, &file, |_| ()).await;
         assert_eq!(problem(forbidden).status, 403);
-        let create = CreateTenant { id: "x".repeat(20 << 20) };
-        assert_eq!(problem(cluster.operator().of::<Tenant>().create(&create).await).status, 413);
+        let create = CreateVm { image: "x".repeat(20 << 20), ..small_vm("web") };
+        assert_eq!(problem(cluster.operator().of::<Vm>().create(&create).await).status, 413);
     }
 }

@@ -11,7 +11,7 @@ use rcgen::{CertificateParams, DnType, KeyPair};
 #[tokio::test]
 async fn a_host_joins_connects_and_is_up() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
+    let _agent = cluster.host("h1").await;
     let operator = cluster.operator();
     let host = eventually("h1 is up", async || {
         operator.of::<Host>().get("h1").await.ok().filter(|host| host.state == HostState::Up && host.load.is_some())

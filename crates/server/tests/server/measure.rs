@@ -2,24 +2,18 @@
 
 use crate::support::{Cluster, DIRTY_RATE, eventually, problem, small_vm};
 use drover_api::v1::{MeasureVm, TenantQuery};
-use drover_model::intent::Host;
-use drover_model::intent::Image;
-use drover_model::intent::Tenant;
 use drover_model::intent::Vm;
 
 #[tokio::test]
 async fn a_running_vm_is_measured_when_asked_and_no_other() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
-    let (acme, globex) = (cluster.of::<Tenant>().get("acme").await, cluster.of::<Tenant>().get("globex").await);
-    cluster.of::<Image>().get("small").await;
+    let _agent = cluster.host("h1").await;
+    let (acme, globex) = (cluster.tenant("acme").await, cluster.tenant("globex").await);
+    cluster.image("small").await;
     let (query, ask) = (TenantQuery::default(), MeasureVm::default());
     let made = eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
     let in_phase = async |phase: &str| {
-        eventually(phase, async || {
-            acme.of::<Vm>().within(query.tenant.as_deref()).get("web").await.ok().filter(|vm| vm.phase == phase)
-        })
-        .await
+        eventually(phase, async || acme.of::<Vm>().get("web").await.ok().filter(|vm| vm.phase == phase)).await
     };
     let before = in_phase("running").await;
     assert_eq!(before.load, None);
@@ -30,8 +24,7 @@ async fn a_running_vm_is_measured_when_asked_and_no_other() {
     let refused = problem(globex.measure_vm(made.id.as_str(), &query, ask).await);
     assert_eq!(refused.status, 404, "{refused}");
 
-    let measured =
-        async || Some(acme.of::<Vm>().within(query.tenant.as_deref()).get("web").await.ok()?.load?.dirty_bytes_s?);
+    let measured = async || Some(acme.of::<Vm>().get("web").await.ok()?.load?.dirty_bytes_s?);
     for client in [&acme, &cluster.operator()] {
         let vm = client.measure_vm("web", &query, ask).await.unwrap();
         assert_eq!((&vm.id, vm.revision), (&made.id, before.revision), "nothing of it is stored");

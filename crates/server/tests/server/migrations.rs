@@ -2,20 +2,16 @@
 
 use crate::support::{Cluster, eventually, problem, small_vm};
 use drover_api::v1::{ForecastQuery, MigrateVm, MigrationView, SetPriority, TenantQuery};
-use drover_model::intent::Host;
-use drover_model::intent::Image;
-use drover_model::intent::Tenant;
-use drover_model::intent::Vm;
-use drover_model::migration::MigrationRecord;
-use drover_model::migration::{Method, Priority};
+use drover_model::intent::{Host, Vm};
+use drover_model::migration::{Method, MigrationRecord, Priority};
 use serde_json::json;
 
 #[tokio::test]
 async fn a_move_is_forecast_begun_held_given_priority_and_cancelled() {
     let cluster = Cluster::start().await;
-    let _agents = (cluster.of::<Host>().get("h1").await, cluster.of::<Host>().get("h2").await);
-    let (acme, operator) = (cluster.of::<Tenant>().get("acme").await, cluster.operator());
-    cluster.of::<Image>().get("small").await;
+    let _agents = (cluster.host("h1").await, cluster.host("h2").await);
+    let (acme, operator) = (cluster.tenant("acme").await, cluster.operator());
+    cluster.image("small").await;
     operator.patch_policy(&json!({"mode": "observe"})).await.unwrap();
     let query = TenantQuery::default();
     eventually("both hosts are up", async || {
@@ -24,9 +20,8 @@ async fn a_move_is_forecast_begun_held_given_priority_and_cancelled() {
     })
     .await;
     let vm = acme.of::<Vm>().create(&small_vm("web")).await.unwrap();
-    let running = eventually("it runs", async || {
-        acme.of::<Vm>().within(query.tenant.as_deref()).get("web").await.ok().filter(|vm| vm.phase == "running")
-    });
+    let running =
+        eventually("it runs", async || acme.of::<Vm>().get("web").await.ok().filter(|vm| vm.phase == "running"));
     let from = running.await.host.unwrap();
     let to = if from.as_str() == "h1" { "h2" } else { "h1" };
 
@@ -41,7 +36,7 @@ async fn a_move_is_forecast_begun_held_given_priority_and_cancelled() {
     assert!(matches!(&plain.forbidden[..], [why] if why.contains("migration_tls")), "{:?}", plain.forbidden);
     let refused = problem(migrate(None).await);
     assert_eq!((refused.status, Some(&refused.detail)), (409, plain.forbidden.first()));
-    let revision = operator.of::<Vm>().within(query.tenant.as_deref()).get(vm.id.as_str()).await.unwrap().revision;
+    let revision = operator.of::<Vm>().get(vm.id.as_str()).await.unwrap().revision;
     operator.patch_policy(&json!({"migration_tls": false})).await.unwrap();
     let plain = forecast(None).await;
     assert!(plain.forbidden.is_empty() && plain.waits_for.is_none() && !plain.strategy.tls, "{plain:?}");
@@ -54,11 +49,7 @@ async fn a_move_is_forecast_begun_held_given_priority_and_cancelled() {
     let refused = problem(operator.forecast_migration(vm.id.as_str(), &nobody).await);
     assert_eq!((refused.status, refused.field.as_deref()), (404, Some("to")), "{refused}");
     assert_eq!(problem(acme.forecast_migration("web", &ForecastQuery::default()).await).status, 403);
-    assert_eq!(
-        operator.of::<Vm>().within(query.tenant.as_deref()).get(vm.id.as_str()).await.unwrap().revision,
-        revision,
-        "nothing was changed"
-    );
+    assert_eq!(operator.of::<Vm>().get(vm.id.as_str()).await.unwrap().revision, revision, "nothing was changed");
 
     let begun = migrate(Some(Method::StopAndCopy)).await.unwrap();
     assert_eq!((begun.strategy.method, begun.priority, begun.held), (Method::StopAndCopy, Priority::Normal, false));
@@ -91,16 +82,12 @@ async fn a_move_is_forecast_begun_held_given_priority_and_cancelled() {
 #[tokio::test]
 async fn a_drained_host_tells_how_far_it_is_from_being_empty() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
-    let (acme, operator) = (cluster.of::<Tenant>().get("acme").await, cluster.operator());
-    cluster.of::<Image>().get("small").await;
+    let _agent = cluster.host("h1").await;
+    let (acme, operator) = (cluster.tenant("acme").await, cluster.operator());
+    cluster.image("small").await;
     operator.patch_policy(&json!({"mode": "observe"})).await.unwrap();
     eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
-    let query = TenantQuery::default();
-    eventually("it runs", async || {
-        acme.of::<Vm>().within(query.tenant.as_deref()).get("web").await.ok().filter(|vm| vm.phase == "running")
-    })
-    .await;
+    eventually("it runs", async || acme.of::<Vm>().get("web").await.ok().filter(|vm| vm.phase == "running")).await;
     assert_eq!(operator.of::<Host>().get("h1").await.unwrap().evacuation, None);
     operator.drain_host("h1").await.unwrap();
     let evacuation = eventually("its standing", async || operator.of::<Host>().get("h1").await.ok()?.evacuation).await;

@@ -2,24 +2,20 @@
 
 use crate::support::{Cluster, eventually, problem, small_vm};
 use drover_api::v1::{CreatePlacementRule, CreateVm, HostAttributes, RuleWord, TenantQuery};
-use drover_model::intent::Host;
-use drover_model::intent::Image;
-use drover_model::intent::Tenant;
-use drover_model::intent::Vm;
-use drover_model::placement::PlacementRule;
-use drover_model::placement::Scope;
+use drover_model::intent::{Host, Vm};
+use drover_model::placement::{PlacementRule, Scope};
 use serde_json::json;
 
 fn rule(name: &str, rule: RuleWord, vms: &[&str]) -> CreatePlacementRule {
     CreatePlacementRule {
-        name: name.to_owned(),
+        name: name.parse().unwrap(),
         rule,
         vms: vms.iter().map(|vm| (*vm).to_owned()).collect(),
         within: None,
-        hosts: Vec::new(),
-        racks: Vec::new(),
-        zones: Vec::new(),
-        labels: Vec::new(),
+        hosts: Default::default(),
+        racks: Default::default(),
+        zones: Default::default(),
+        labels: Default::default(),
         hosts_max: None,
     }
 }
@@ -27,8 +23,8 @@ fn rule(name: &str, rule: RuleWord, vms: &[&str]) -> CreatePlacementRule {
 #[tokio::test]
 async fn a_host_is_what_its_operator_says_key_by_key() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
-    let (operator, acme) = (cluster.operator(), cluster.of::<Tenant>().get("acme").await);
+    let _agent = cluster.host("h1").await;
+    let (operator, acme) = (cluster.operator(), cluster.tenant("acme").await);
     let curve: Vec<u32> = (80..91).collect();
     let host = operator.of::<Host>().patch("h1", &json!({"rack": "r1", "power_curve_watts": curve})).await.unwrap();
     assert_eq!(host.attributes.rack.as_deref(), Some("r1"));
@@ -44,7 +40,9 @@ async fn a_host_is_what_its_operator_says_key_by_key() {
         (json!({"zone": "Zone 1"}), Some("zone")),
         (json!({"link_bytes_s": 0}), Some("link_bytes_s")),
         (json!({"power_cycle_price_micro": -1}), Some("power_cycle_price_micro")),
-        (json!({"disk_mib": "much"}), None),
+        (json!({"disk_mib": "much"}), Some("disk_mib")),
+        (json!({"disk_mib": "much", "rack": "r1"}), Some("body")),
+        (json!(["rack"]), Some("body")),
     ] {
         let refused = problem(operator.of::<Host>().patch("h1", &patch).await);
         assert_eq!((refused.status, refused.field.as_deref()), (422, field), "{patch}: {refused}");
@@ -59,9 +57,9 @@ async fn a_host_is_what_its_operator_says_key_by_key() {
 #[tokio::test]
 async fn a_rule_is_made_shown_kept_and_removed() {
     let cluster = Cluster::start().await;
-    let _agents = [cluster.of::<Host>().get("h1").await, cluster.of::<Host>().get("h2").await];
-    let (operator, acme) = (cluster.operator(), cluster.of::<Tenant>().get("acme").await);
-    cluster.of::<Image>().get("small").await;
+    let _agents = [cluster.host("h1").await, cluster.host("h2").await];
+    let (operator, acme) = (cluster.operator(), cluster.tenant("acme").await);
+    cluster.image("small").await;
     for (name, address) in [("a", "10.78.0.11/24"), ("b", "10.78.0.12/24")] {
         let vm = CreateVm { address: Some(address.to_owned()), ..small_vm(name) };
         eventually("a host is known", async || acme.of::<Vm>().create(&vm).await.ok()).await;
@@ -79,12 +77,12 @@ async fn a_rule_is_made_shown_kept_and_removed() {
         (rule("r", RuleWord::Together, &["a"]), 422, Some("vms")),
         (rule("r", RuleWord::On, &["a"]), 422, Some("hosts")),
         (
-            CreatePlacementRule { labels: vec!["gpu".to_owned()], ..rule("r", RuleWord::On, &["a"]) },
+            CreatePlacementRule { labels: ["gpu".parse().unwrap()].into(), ..rule("r", RuleWord::On, &["a"]) },
             422,
             Some("labels"),
         ),
         (
-            CreatePlacementRule { hosts: vec!["h9".to_owned()], ..rule("r", RuleWord::NotOn, &["a"]) },
+            CreatePlacementRule { hosts: ["h9".parse().unwrap()].into(), ..rule("r", RuleWord::NotOn, &["a"]) },
             422,
             Some("hosts"),
         ),
@@ -108,9 +106,9 @@ async fn a_rule_is_made_shown_kept_and_removed() {
 #[tokio::test]
 async fn no_more_processor_is_reserved_than_a_vm_has() {
     let cluster = Cluster::start().await;
-    let _agent = cluster.of::<Host>().get("h1").await;
-    let acme = cluster.of::<Tenant>().get("acme").await;
-    cluster.of::<Image>().get("small").await;
+    let _agent = cluster.host("h1").await;
+    let acme = cluster.tenant("acme").await;
+    cluster.image("small").await;
     let reserved = |millis| CreateVm { cpu_reserved_millis: millis, ..small_vm("web") };
     let refused = problem(acme.of::<Vm>().create(&reserved(1_001)).await);
     assert_eq!((refused.status, refused.field.as_deref()), (422, Some("cpu_reserved_millis")), "{refused}");

@@ -1,10 +1,10 @@
 //! What every store must keep to, held against SQLite; and what the shell does when a store fails.
 
-use crate::support::eventually;
+use crate::support::{create_tenant, eventually};
 use async_trait::async_trait;
 use drover_control::Settings;
 use drover_control::interface::{
-    Action, Actor, Commit, Object, ObjectKey, PersistedState, RefusalKind, StoredPattern, Write,
+    Action, Actor, Commit, Draft, Object, ObjectKey, PersistedState, RefusalKind, StoredPattern, Write,
 };
 use drover_model::event::{Event, Severity};
 use drover_model::intent::{Role, Tenant};
@@ -28,16 +28,18 @@ async fn open(dir: &Path) -> SqliteStore {
     SqliteStore::open(&dir.join("store.sqlite"), KEPT_MAX).await.unwrap()
 }
 
-fn tenant(id: &str, at: u64) -> Object {
-    Object::Tenant(Tenant { id: id.parse().unwrap(), created_at: TimeMs(at) })
+fn tenant(name: &str, at: u64) -> Object {
+    let (id, name) = (format!("tn-{name}").parse().unwrap(), name.parse().unwrap());
+    let (created_at, labels, quota) = (TimeMs(at), Default::default(), Default::default());
+    Object::Tenant(Tenant { id, name, created_at, labels, quota })
 }
 
-fn put(id: &str, at: u64, expected: Option<u64>) -> Write {
-    Write::Put { object: tenant(id, at), expected: expected.map(Revision) }
+fn put(name: &str, at: u64, expected: Option<u64>) -> Write {
+    Write::Put { object: tenant(name, at), expected: expected.map(Revision) }
 }
 
-fn delete(id: &str, expected: u64) -> Write {
-    Write::Delete { key: ObjectKey { kind: "tenant", id: id.to_owned() }, expected: Revision(expected) }
+fn delete(name: &str, expected: u64) -> Write {
+    Write::Delete { key: ObjectKey::of::<Tenant>(&name.parse().unwrap()), expected: Revision(expected) }
 }
 
 fn commit(revision: u64, writes: Vec<Write>) -> Commit {
@@ -269,13 +271,13 @@ async fn shell(store_retries_max: u32) -> Running {
     Running { handle, failures, task, ending, _dir: dir }
 }
 
-fn create(id: &str) -> Change {
+fn create(name: &str) -> Change {
     let actor = Actor { name: "test".to_owned(), role: Role::Operator };
-    Change::new(actor, Action::CreateTenant { id: id.parse().unwrap() })
+    Change::new(actor, Action::Create(Draft::Tenant(create_tenant(name))))
 }
 
 async fn tenants(handle: &ShellHandle) -> Vec<TenantName> {
-    handle.query(|control| control.tenants().map(|tenant| tenant.id.clone()).collect()).await.unwrap()
+    handle.query(|control| control.tenants().map(|tenant| tenant.name.clone()).collect()).await.unwrap()
 }
 
 #[tokio::test]

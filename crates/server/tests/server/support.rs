@@ -106,10 +106,10 @@ impl Cluster {
     }
 
     /// A tenant, and a client that speaks for it.
-    pub async fn tenant(&self, id: &str) -> Client {
+    pub async fn tenant(&self, name: &str) -> Client {
         let operator = self.operator();
-        operator.of::<Tenant>().create(&CreateTenant { id: id.to_owned() }).await.unwrap();
-        let ask = CreateToken { id: None, role: RoleName::Tenant, tenant: Some(id.to_owned()), expires_s: None };
+        operator.of::<Tenant>().create(&create_tenant(name)).await.unwrap();
+        let ask = CreateToken { id: None, role: RoleName::Tenant, tenant: Some(name.to_owned()), expires_s: None };
         let created = operator.create_token(&ask).await.unwrap();
         self.client(Some(created.token))
     }
@@ -121,7 +121,7 @@ impl Cluster {
         let operator = self.operator();
         operator.stage_image_file(name, ImagePart::Kernel, &file, |_| ()).await.unwrap();
         let files = vec![ImagePart::Kernel];
-        let create = CreateImage { name: name.to_owned(), cmdline: "console=ttyS0".to_owned(), files };
+        let create = CreateImage { cmdline: "console=ttyS0".to_owned(), ..create_image(name, files) };
         operator.create_image(&create).await.unwrap();
     }
 
@@ -424,6 +424,14 @@ fn idle_vm() -> VmSample {
         disk_latency_us: 0,
         dirty_rate: Some(DIRTY_RATE),
     }
+}
+
+pub fn create_tenant(name: &str) -> CreateTenant {
+    CreateTenant { name: name.parse().unwrap(), labels: Default::default(), quota: Default::default() }
+}
+
+pub fn create_image(name: &str, files: Vec<ImagePart>) -> CreateImage {
+    CreateImage { name: name.to_owned(), cmdline: String::new(), files, labels: Default::default() }
 }
 
 pub fn small_vm(name: &str) -> CreateVm {
