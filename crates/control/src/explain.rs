@@ -199,7 +199,11 @@ impl Control {
         let answer = format!("{name} is {}, {place}{why}.", status.phase);
         let mut because = Vec::new();
         let mut alternatives = Vec::new();
-        if let Some(last) = self.migrations().rev().find(|m| m.vm == vm.id) {
+        // The reasons of migrations, plans and placements name other vms and the load of hosts: for operators only.
+        if actor.role != Role::Operator {
+            let last = self.migrations().rev().find(|migration| migration.vm == vm.id);
+            because.extend(last.map(|last| format!("migration {}: {}", last.id, last.phase.word())));
+        } else if let Some(last) = self.migrations().rev().find(|m| m.vm == vm.id) {
             because.push(self.say_migration(last));
             if let Some(record) = last.plan.and_then(|id| self.plan(id)) {
                 if let Some((number, step)) = step_of(record, last) {
@@ -224,7 +228,11 @@ impl Control {
             because.push(self.with_names(&answer.sentence));
             because.extend(self.say_held_back(now));
         }
-        because.extend(self.cools_down(&vm.id, now).map(|why| format!("the planner does not move it, because {why}")));
+        // It tells why the last move failed.
+        if actor.role == Role::Operator {
+            because
+                .extend(self.cools_down(&vm.id, now).map(|why| format!("the planner does not move it, because {why}")));
+        }
         if !vm.spec.pinned_to.is_empty() {
             let hosts: Vec<&str> = vm.spec.pinned_to.iter().map(HostId::as_str).collect();
             because.push(format!("it is pinned to {}", hosts.join(", ")));
