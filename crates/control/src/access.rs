@@ -66,6 +66,7 @@ pub fn authorize(actor: &Actor, action: &Action) -> Result<(), Refusal> {
         Action::CreateJoinToken { .. }
         | Action::DrainHost { .. }
         | Action::UndrainHost { .. }
+        | Action::DeclareHostLost { .. }
         | Action::PowerHost { .. }
         | Action::MigrateVm { .. }
         | Action::CancelMigration { .. }
@@ -162,6 +163,7 @@ pub fn join(
             power_cycles: 0,
             off_since: None,
             wake_failed: None,
+            lost: None,
         });
     }
     control.tables.event(

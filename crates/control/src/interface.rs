@@ -280,6 +280,10 @@ pub enum Action {
     UndrainHost {
         host: HostId,
     },
+    /// A person knows that the host and all that ran on it are gone.
+    DeclareHostLost {
+        host: HostId,
+    },
     PowerHost {
         host: HostId,
         on: bool,

@@ -16,6 +16,7 @@ pub mod interface;
 pub mod kinds;
 mod lifecycle;
 mod live;
+mod lost;
 mod membership;
 mod migrate;
 mod network;

@@ -26,9 +26,6 @@ use std::collections::{BTreeMap, BTreeSet};
 const ASK_EVERY: Millis = Millis(5_000);
 /// How long a guest may take to power itself down.
 const STOP_GRACE: Millis = Millis(20_000);
-/// A vm that dies is started again this often within [`RESTARTS_WITHIN`]; then a person has to look.
-const RESTARTS_MAX: usize = 3;
-const RESTARTS_WITHIN: Millis = Millis::secs(600);
 
 #[derive(Debug, Clone, Default)]
 pub struct Lifecycle {
@@ -43,8 +40,18 @@ pub struct Lifecycle {
 struct Supervision {
     asked: Option<TimeMs>,
     restarts: Vec<TimeMs>,
+    /// Hosts that refused to start it, since it last ran.
+    refused: BTreeMap<HostId, Refused>,
     /// Why it is not where it should be; for people.
     trouble: Option<String>,
+}
+
+/// How often in a row a host has refused to start a vm.
+#[derive(Debug, Clone, Copy, Default)]
+struct Refused {
+    times: u32,
+    /// Until then another host is preferred.
+    avoided_until: Option<TimeMs>,
 }
 
 impl Lifecycle {
@@ -69,7 +76,11 @@ impl Lifecycle {
     /// Nothing has to be done for this vm until something changes.
     fn settled(&mut self, vm: &VmId) {
         self.attention.settled(vm);
-        if self.vms.get(vm).is_some_and(|known| known.restarts.is_empty() && known.trouble.is_none()) {
+        if self
+            .vms
+            .get(vm)
+            .is_some_and(|known| known.restarts.is_empty() && known.refused.is_empty() && known.trouble.is_none())
+        {
             self.vms.remove(vm);
         }
     }
@@ -116,8 +127,13 @@ pub fn turn(control: &mut Control, now: TimeMs) {
 
 fn run(control: &mut Control, now: TimeMs, vm: &Vm) {
     let Some(host) = &vm.host else { return };
+    if control.is_lost(host) {
+        return abandon(control, now, vm, host);
+    }
     let state = match control.live.sees(host, &vm.id) {
         Seen::Unknown => return,
+        Seen::Absent if vm.gave_up.is_some() => return,
+        Seen::Absent if avoids(control, now, vm, host) => return look_elsewhere(control, now, vm, host),
         Seen::Absent => return ask_run(control, now, vm, host),
         Seen::There(seen) if seen.generation > vm.generation => {
             let text = format!(
@@ -134,7 +150,11 @@ fn run(control: &mut Control, now: TimeMs, vm: &Vm) {
         Seen::There(seen) => seen.state.clone(),
     };
     match state {
-        VmState::Running => control.lifecycle.supervision(&vm.id).trouble = None,
+        VmState::Running => {
+            let supervision = control.lifecycle.supervision(&vm.id);
+            supervision.trouble = None;
+            supervision.refused.clear();
+        }
         VmState::Starting | VmState::Stopping => {}
         VmState::Stopped => {
             // At this very generation: the guest switched itself off, as its owner may do from inside.
@@ -216,6 +236,20 @@ fn place(control: &mut Control, now: TimeMs, new: Vec<VmId>) {
     let mut world = control.world(now);
     for id in round {
         let Some(vm) = control.vm(&id).cloned() else { continue };
+        // Hosts that could not start it are no choice for a while.
+        let avoided: BTreeSet<HostId> =
+            world.hosts.keys().filter(|host| avoids(control, now, &vm, host)).cloned().collect();
+        if let Some(view) = world.vms.get_mut(&id).filter(|_| !avoided.is_empty()) {
+            let choice = world.hosts.keys().filter(|host| view.pinned_to.is_empty() || view.pinned_to.contains(*host));
+            let choice: BTreeSet<HostId> = choice.filter(|host| !avoided.contains(*host)).cloned().collect();
+            if choice.is_empty() {
+                control.lifecycle.attention.waits(now, &id);
+                let text = format!("{} waits: every host that it may run on has failed to start it", vm.spec.name);
+                trouble(control, now, &vm, Severity::Escalation, "vm-waits", text);
+                continue;
+            }
+            view.pinned_to = choice;
+        }
         match planner::place(&world, &id) {
             Ok(placement) => {
                 let host = placement.host;
@@ -259,15 +293,49 @@ fn ask_run(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId) {
     ask(control, now, vm, host, Command::Run { run, generation: vm.generation });
 }
 
+/// Whether this host has refused to start the vm so often that another is looked for.
+fn avoids(control: &Control, now: TimeMs, vm: &Vm, host: &HostId) -> bool {
+    let refused = control.lifecycle.vms.get(&vm.id).and_then(|known| known.refused.get(host));
+    refused.is_some_and(|refused| refused.avoided_until.is_some_and(|until| now < until))
+}
+
+/// The right to run is taken from a host that can't start the vm. It has been seen without it.
+fn look_elsewhere(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId) {
+    if control.live.is_unsure(host, &vm.id) {
+        return;
+    }
+    let times = control.settings.waits.start_failures_max;
+    let why = control.lifecycle.trouble(&vm.id).unwrap_or("it gave no reason").to_owned();
+    control.tables.change::<Vm>(&vm.id, |row| row.remains_on.extend(row.host.take()));
+    control.lifecycle.supervision(&vm.id).asked = None;
+    let text =
+        format!("{host} could not start {} {times} times in a row; another host is looked for ({why})", vm.spec.name);
+    vm_event(control, now, vm, Severity::Warning, "vm-start-elsewhere", text);
+}
+
+/// A person has declared the vm's host lost: it is placed anew, under a newer generation.
+fn abandon(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId) {
+    control.tables.change::<Vm>(&vm.id, |row| row.host = None);
+    control.lifecycle.reset(&vm.id);
+    let text =
+        format!("{host} was declared lost; {} is started elsewhere, without what was in its memory", vm.spec.name);
+    vm_event(control, now, vm, Severity::Escalation, "vm-memory-lost", text);
+}
+
 /// The qemu process is gone and nobody asked for it: a new start, under a new generation.
 fn restart(control: &mut Control, now: TimeMs, vm: &Vm, host: &HostId, why: &str) {
+    if vm.gave_up.is_some() {
+        return;
+    }
+    let (most, within) = (control.settings.waits.restarts_max, control.settings.waits.restarts_within);
     let supervision = control.lifecycle.supervision(&vm.id);
-    supervision.restarts.retain(|at| now.since(*at) < RESTARTS_WITHIN);
-    if supervision.restarts.len() >= RESTARTS_MAX {
+    supervision.restarts.retain(|at| now.since(*at) < within);
+    if supervision.restarts.len() >= most as usize {
+        control.tables.change::<Vm>(&vm.id, |row| row.gave_up = Some(why.to_owned()));
         let text = format!(
-            "{} failed {RESTARTS_MAX} times within {} and is not started again: {why}. Look at `drover vm console`, then \
+            "{} failed {most} times within {within} and is not started again: {why}. Look at `drover vm console`, then \
              `drover vm start` it",
-            vm.spec.name, RESTARTS_WITHIN
+            vm.spec.name
         );
         return trouble(control, now, vm, Severity::Escalation, "vm-failed", text);
     }
@@ -296,7 +364,9 @@ fn stop(control: &mut Control, now: TimeMs, vm: &Vm) {
 /// Strikes hosts off that have let go of it, or have left the cluster.
 fn forget_remains(control: &mut Control, vm: &mut Vm) {
     let before = vm.remains_on.len();
-    vm.remains_on.retain(|host| control.host(host).is_some() && !control.live.is_rid_of(host, &vm.id));
+    vm.remains_on.retain(|host| {
+        control.host(host).is_some_and(|row| row.lost.is_none()) && !control.live.is_rid_of(host, &vm.id)
+    });
     if vm.remains_on.len() < before {
         control.tables.change::<Vm>(&vm.id, |row| row.remains_on.clone_from(&vm.remains_on));
     }
@@ -304,7 +374,7 @@ fn forget_remains(control: &mut Control, vm: &mut Vm) {
 
 /// A vm is gone once every host has let go of it; one that sleeps or is silent is waited for.
 fn remove(control: &mut Control, now: TimeMs, vm: &Vm) {
-    if let Some(host) = &vm.host {
+    if let Some(host) = vm.host.as_ref().filter(|host| !control.is_lost(host)) {
         match control.live.sees(host, &vm.id) {
             Seen::Unknown => {
                 let text = format!("{} is removed once {host} answers", vm.spec.name);
@@ -344,7 +414,14 @@ fn release_strays(control: &mut Control, now: TimeMs) {
             continue;
         }
         match control.vm(&id) {
-            None => strangers.push((host, id)),
+            None => match control.host(&host).and_then(|row| row.lost.as_ref()?.outdated.get(&id)) {
+                // It was removed while its host was lost.
+                Some(generation) => {
+                    let generation = generation.next().max(seen.generation);
+                    strays.push((host, Command::Release { vm: id, generation, delete_disk: true }));
+                }
+                None => strangers.push((host, id)),
+            },
             Some(vm)
                 if vm
                     .migration
@@ -389,7 +466,15 @@ pub fn answered(control: &mut Control, now: TimeMs, host: &HostId, answered: &An
     let Err(refusal) = &answered.answer else { return };
     let Some(vm) = control.vm(answered.command.vm()).cloned() else { return };
     let verb = match &answered.command {
-        Command::Run { .. } => "start",
+        Command::Run { .. } => {
+            let waits = control.settings.waits;
+            let refused = control.lifecycle.supervision(&vm.id).refused.entry(host.clone()).or_default();
+            refused.times += 1;
+            if refused.times >= waits.start_failures_max {
+                *refused = Refused { times: 0, avoided_until: Some(now.plus(waits.avoid_host_for)) };
+            }
+            "start"
+        }
         Command::Stop { .. } => "stop",
         Command::Release { .. } => "let go of",
         Command::TakeBack { .. } => "take back",
@@ -423,3 +508,6 @@ fn trouble(control: &mut Control, now: TimeMs, vm: &Vm, severity: Severity, kind
 pub fn vm_event(control: &mut Control, now: TimeMs, vm: &Vm, severity: Severity, kind: &str, text: String) {
     control.tables.event(now, severity, format!("vm/{}", vm.id), Some(&vm.spec.tenant), kind, text);
 }
+
+#[cfg(test)]
+mod tests;

@@ -140,6 +140,10 @@ impl Live {
         self.hosts.get_or_insert_with(host, || HostLive::new(now))
     }
 
+    pub fn is_connected(&self, host: &HostId) -> bool {
+        self.hosts.get(host).is_some_and(|live| live.connection.is_some())
+    }
+
     pub fn sees(&self, host: &HostId, vm: &VmId) -> Seen<'_> {
         self.hosts.get(host).map_or(Seen::Unknown, |live| live.sees(vm))
     }

@@ -338,12 +338,24 @@ fn send_commit(control: &mut Control, now: TimeMs, record: &MigrationRecord) {
     control.live.send(&record.from, Command::CommitSwitchOver { vm, generation, migration: record.id });
 }
 
+/// A person has declared one end lost. The vm runs at the other, if that had the right to run it; else it is started anew.
+fn end_with_lost(control: &mut Control, now: TimeMs, record: &MigrationRecord, host: &HostId) {
+    let why = format!("{host} was declared lost");
+    match record.phase {
+        MigrationPhase::Committed if record.to == *host => lost::start_anew(control, now, record, &why),
+        MigrationPhase::Committed => committed::resolve(control, now, record),
+        _ => unwind(control, now, record, Unwind::Failed { why }),
+    }
+}
+
 /// Every open migration, from what is observed.
 pub fn turn(control: &mut Control, now: TimeMs) {
     let records: Vec<MigrationRecord> =
         control.tables.all::<MigrationRecord>().filter(|m| !m.phase.is_over()).cloned().collect();
     for record in &records {
-        if record.phase == MigrationPhase::Committed {
+        if let Some(host) = [&record.to, &record.from].into_iter().find(|host| control.is_lost(host)) {
+            end_with_lost(control, now, record, host);
+        } else if record.phase == MigrationPhase::Committed {
             committed::resolve(control, now, record);
         } else if open(control, record.id).unwinding.is_some() {
             finish_unwinding(control, now, record);
@@ -555,7 +567,7 @@ impl Control {
 
     /// Migrations not yet over.
     pub(crate) fn migrations_open(&self) -> usize {
-        self.tables.all::<Vm>().filter(|vm| vm.migration.is_some()).count()
+        self.migrations().filter(|record| !record.phase.is_over()).count()
     }
 
     /// Whether an owner's request (stop, remove) has to wait for a move. Before the commit the move is cancelled for it.

@@ -5,7 +5,7 @@
 use crate::interface::{Action, Actor, Idempotency, ObjectKey, Refusal, RefusalKind, Reply, Request};
 use crate::kinds::{self, Context, Wanted};
 use crate::live::Seen;
-use crate::{Control, access, lifecycle, migrate, network, planning, power};
+use crate::{Control, access, lifecycle, lost, migrate, network, planning, power};
 use drover_model::command::Command;
 use drover_model::event::Severity;
 use drover_model::intent::{Host, Image, JoinToken, PowerIntent, Role, RunIntent, Vm, VmSpec};
@@ -128,9 +128,10 @@ fn fingerprint(action: &Action) -> String {
 fn object_of(action: &Action) -> Option<ObjectKey> {
     match action {
         Action::Patch { key, .. } | Action::Remove { key } => Some(key.clone()),
-        Action::DrainHost { host } | Action::UndrainHost { host } | Action::PowerHost { host, .. } => {
-            Some(ObjectKey::of::<Host>(host))
-        }
+        Action::DrainHost { host }
+        | Action::UndrainHost { host }
+        | Action::DeclareHostLost { host }
+        | Action::PowerHost { host, .. } => Some(ObjectKey::of::<Host>(host)),
         Action::SetRun { vm, .. }
         | Action::RemoveVm { vm }
         | Action::MigrateVm { vm, .. }
@@ -172,6 +173,7 @@ fn dispatch(control: &mut Control, now: TimeMs, actor: &Actor, fresh: &str, acti
         Action::CreateJoinToken { token } => access::create_join_token(control, token),
         Action::DrainHost { host } => drain(control, now, &host, true, by),
         Action::UndrainHost { host } => drain(control, now, &host, false, by),
+        Action::DeclareHostLost { host } => lost::declare(control, now, &host, by),
         Action::PowerHost { host, on } => power_host(control, now, &host, on, by),
         Action::MigrateVm { vm, to, method } => {
             migrate::by_hand(control, now, &vm, to, method, by).map(Reply::Migration)
@@ -189,6 +191,11 @@ fn dispatch(control: &mut Control, now: TimeMs, actor: &Actor, fresh: &str, acti
 }
 
 fn drain(control: &mut Control, now: TimeMs, host: &HostId, maintenance: bool, by: &str) -> Result<Reply, Refusal> {
+    let row = control.require::<Host>(host)?;
+    if !maintenance && row.lost.is_some() {
+        lost::may_be_used_again(control, host)?;
+        control.tables.change::<Host>(host, |row| row.lost = None);
+    }
     let row = control.require::<Host>(host)?;
     if row.maintenance != maintenance {
         control.tables.change::<Host>(host, |row| {
@@ -276,6 +283,7 @@ fn create_vm(context: &mut Context, id: VmId, mut spec: VmSpec) -> Result<Reply,
         left: Vec::new(),
         deleting: false,
         remains_on: Default::default(),
+        gave_up: None,
     };
     let text = format!("{} made {} from image {}", actor.name, vm.spec.name, vm.spec.image);
     lifecycle::vm_event(control, now, &vm, Severity::Info, "vm-created", text);
@@ -342,7 +350,10 @@ fn set_run(control: &mut Control, now: TimeMs, actor: &Actor, id: &VmId, run: Ru
     }
     control.yield_to_owner(now, &vm, run, &actor.name)?;
     match run {
-        RunIntent::Stopped => control.tables.change::<Vm>(id, |vm| vm.run = run),
+        RunIntent::Stopped => control.tables.change::<Vm>(id, |vm| {
+            vm.run = run;
+            vm.gave_up = None;
+        }),
         RunIntent::Running => {
             if let Some(host) = &vm.host {
                 match control.live.sees(host, id) {
@@ -350,7 +361,7 @@ fn set_run(control: &mut Control, now: TimeMs, actor: &Actor, id: &VmId, run: Ru
                     _ if control.live.is_unsure(host, id) => {
                         return Err(Refusal::unavailable(format!("{host} is busy with {name}: try again in a second")));
                     }
-                    Seen::Unknown if control.live.state(host) != HostState::Asleep => {
+                    Seen::Unknown if control.live.state(host) != HostState::Asleep && !control.is_lost(host) => {
                         return Err(Refusal::unavailable(format!(
                             "{host}, where {name} was, does not answer: try again later"
                         )));
@@ -366,6 +377,7 @@ fn set_run(control: &mut Control, now: TimeMs, actor: &Actor, id: &VmId, run: Ru
             // It is placed anew; what its last host still knows of it is released as a stray.
             control.tables.change::<Vm>(id, |vm| {
                 vm.run = run;
+                vm.gave_up = None;
                 vm.remains_on.extend(vm.host.take());
             });
         }

@@ -55,6 +55,10 @@ impl<T: Kind> Table<T> {
         self.rows.contains_key(key)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     pub fn len(&self) -> usize {
         self.rows.len()
     }

@@ -220,6 +220,7 @@ impl Control {
         match (vm.run, seen) {
             (RunIntent::Running, _) if vm.host.is_none() => ("waiting", trouble),
             (_, Seen::Unknown) => ("unknown", Some("its host does not answer".to_owned())),
+            (RunIntent::Running, Seen::Absent) if vm.gave_up.is_some() => ("failed", vm.gave_up.clone()),
             (RunIntent::Running, Seen::Absent) => ("starting", trouble),
             (RunIntent::Stopped, Seen::Absent) => ("stopped", trouble),
             (run, Seen::There(inventory)) => match &inventory.state {
@@ -233,6 +234,7 @@ impl Control {
                 VmState::Stopping => ("stopping", trouble),
                 VmState::Stopped if run == RunIntent::Running => ("starting", trouble),
                 VmState::Stopped => ("stopped", trouble),
+                VmState::Failed { .. } if run == RunIntent::Stopped => ("stopped", trouble),
                 VmState::Failed { why } => ("failed", Some(why.clone())),
                 VmState::Incoming { .. } | VmState::HandedOver { .. } | VmState::IncomingFailed { .. } => {
                     ("migrating", trouble)

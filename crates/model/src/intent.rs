@@ -128,6 +128,17 @@ pub struct Host {
     /// Why its last wake failed: it is not counted on until it has answered again.
     #[serde(default)]
     pub wake_failed: Option<String>,
+    /// A person declared it lost: what it held counts as gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<LostHost>,
+}
+
+/// A host of which a person has said that it and all that ran on it are gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostHost {
+    pub at: TimeMs,
+    /// The vms that had the right to run on it: should it return, it ends them before it is used again.
+    pub outdated: BTreeMap<VmId, Generation>,
 }
 
 /// What the operator says of a host and no agent can know.
@@ -228,6 +239,9 @@ pub struct Vm {
     /// Hosts that have lost the right to run it, or never got it, and have not yet been seen without it.
     #[serde(default)]
     pub remains_on: BTreeSet<HostId>,
+    /// It died too often in too short a time, and is not started again until somebody asks for it: why it died last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gave_up: Option<String>,
 }
 
 impl Vm {

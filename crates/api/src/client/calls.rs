@@ -80,6 +80,11 @@ impl Client {
         self.act(&["v1", "hosts", id, "undrain"], &[]).await
     }
 
+    /// What ran on it counts as gone.
+    pub async fn declare_host_lost(&self, id: &str) -> Result<HostView, ApiError> {
+        self.act(&["v1", "hosts", id, "lost"], &[]).await
+    }
+
     pub async fn power_host(&self, id: &str, power: SetPower) -> Result<HostView, ApiError> {
         self.change(Method::POST, &["v1", "hosts", id, "power"], &[], &power).await
     }

@@ -41,6 +41,9 @@ impl Resource for Host {
 
     fn may_remove(&self, context: &Context) -> Result<(), Refusal> {
         let (host, held) = (&self.id, context.control.holds_vms(&self.id));
+        if self.lost.is_some() && !context.control.live.is_connected(host) {
+            return Ok(());
+        }
         if held > 0 {
             let detail = format!("{host} still holds {held} vms: `drover host drain {host}` first");
             return Err(Refusal::conflict(detail));
@@ -79,6 +82,7 @@ impl Resource for Host {
             connected: status.connected,
             last_report_at_ms: status.last_report.map(|at| at.0),
             maintenance: self.maintenance,
+            lost_at_ms: self.lost.as_ref().map(|lost| control.to_wall(lost.at).0),
             power: self.power,
             power_managed: status.power_managed,
             wake_problem: status.wake_problem.map(str::to_owned),

@@ -3,7 +3,7 @@
 use super::{Context, Reading, Resource};
 use crate::interface::{Refusal, RefusalKind};
 use drover_model::TenantName;
-use drover_model::intent::{ApiToken, Quota, Tenant, Vm};
+use drover_model::intent::{ApiToken, Quota, Tenant};
 use drover_model::kind::{Kind, ObjectKey, Versioned};
 use drover_model::v1::{CreateTenant, TenantSettings, TenantView};
 
@@ -60,25 +60,24 @@ impl Context<'_> {
         let unknown = || Refusal::not_found(format!("there is no tenant {tenant}")).at("tenant");
         let Quota { vms, vcpus, memory_mib, networks, security_groups, tokens } = row.ok_or_else(unknown)?.quota;
         let key = ObjectKey::of::<Tenant>(tenant);
-        let own_vms = || tables.vms.referring_to(&key).filter(|vm| !vm.deleting);
-        let used_vcpus = |_: &()| own_vms().map(|vm: &Vm| u64::from(vm.spec.vcpus)).sum::<u64>();
-        let used_mib = |_: &()| own_vms().map(|vm: &Vm| vm.spec.memory.0 >> 20).sum::<u64>();
-        let checks: [(&str, u64, u64, &dyn Fn(&()) -> u64); 6] = [
-            ("vms", wanted.vms, vms, &|()| own_vms().count() as u64),
-            ("vcpus", wanted.vcpus, vcpus, &used_vcpus),
-            ("MiB of memory", wanted.memory_mib, memory_mib, &used_mib),
-            ("networks", wanted.networks, networks, &|()| tables.networks.count_referring_to(&key) as u64),
-            ("security groups", wanted.security_groups, security_groups, &|()| {
-                tables.security_groups.referring_to(&key).count() as u64
-            }),
-            ("tokens", wanted.tokens, tokens, &|()| tables.api_tokens.count_referring_to(&key) as u64),
-        ];
-        for (what, wanted, most, used) in checks {
-            if wanted == 0 {
-                continue;
+        let (mut used_vms, mut used_vcpus, mut used_mib) = (0, 0, 0);
+        if wanted.vms + wanted.vcpus + wanted.memory_mib > 0 {
+            for vm in tables.vms.referring_to(&key).filter(|vm| !vm.deleting) {
+                used_vms += 1;
+                used_vcpus += u64::from(vm.spec.vcpus);
+                used_mib += vm.spec.memory.0 >> 20;
             }
-            let used = used(&());
-            if used.saturating_add(wanted) > most {
+        }
+        let groups = tables.security_groups.count_referring_to(&key) as u64;
+        for (what, used, wanted, most) in [
+            ("vms", used_vms, wanted.vms, vms),
+            ("vcpus", used_vcpus, wanted.vcpus, vcpus),
+            ("MiB of memory", used_mib, wanted.memory_mib, memory_mib),
+            ("networks", tables.networks.count_referring_to(&key) as u64, wanted.networks, networks),
+            ("security groups", groups, wanted.security_groups, security_groups),
+            ("tokens", tables.api_tokens.count_referring_to(&key) as u64, wanted.tokens, tokens),
+        ] {
+            if wanted > 0 && used + wanted > most {
                 let detail = format!(
                     "tenant {tenant} has {used} of at most {most} {what}, and this asks for {wanted} more: remove \
                      some, or ask an operator for a larger quota"

@@ -143,6 +143,12 @@ impl Control {
         if vm.deleting || !vm.remains_on.is_empty() || vm.migration.is_some() || self.live.is_unsure(host, &vm.id) {
             return false;
         }
+        if self.is_lost(host) {
+            return vm.run == RunIntent::Stopped;
+        }
+        if vm.gave_up.is_some() && !matches!(self.live.sees(host, &vm.id), Seen::Unknown) {
+            return true;
+        }
         match (vm.run, self.live.sees(host, &vm.id)) {
             (_, Seen::Unknown) => true,
             (RunIntent::Running, Seen::There(seen)) => {

@@ -1,5 +1,6 @@
 //! `drover host`.
 
+use super::confirm::{confirm, confirm_removal};
 use super::context::{Context, write_secret};
 use super::output::{Columns, Output, cell, properties, state_cell};
 use super::show::{self, or_nothing};
@@ -18,8 +19,10 @@ const ETA_STEP_MS: u64 = 5_000;
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// List hosts
+    #[command(visible_alias = "list")]
     Ls,
     /// Show one host
+    #[command(visible_alias = "get")]
     Show { host: String },
     /// Take a host out of use: its vms are migrated away, none come
     Drain {
@@ -42,7 +45,14 @@ pub enum Verb {
         #[arg(required = true, value_name = "KEY=VALUE", value_parser = super::values::key_value)]
         changes: Vec<(String, String)>,
     },
-    /// Give a drained host back
+    /// Declare a host lost that does not answer: its vms are started elsewhere, without what was in their memory
+    Lost {
+        host: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Give a drained host back, or one that was declared lost and has returned
     Undrain { host: String },
     /// Switch a host on or off; off needs an empty host
     Power {
@@ -64,7 +74,13 @@ pub enum Verb {
         save: Option<PathBuf>,
     },
     /// Forget a host; it must be empty
-    Rm { host: String },
+    #[command(visible_alias = "delete")]
+    Rm {
+        host: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -95,6 +111,15 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             let view = client.of::<Host>().patch(&host, &attributes::patch(&changes)?).await?;
             output.emit(&view, |host| describe(host, now_ms()))
         }
+        Verb::Lost { host, yes } => {
+            let what = format!(
+                "{host} will count as lost: the memory of all vms on it is gone, and those that should run are started \
+                     elsewhere. If the machine is in fact still running, these vms run twice until it answers: power it \
+                     off first"
+            );
+            confirm(&what, yes)?;
+            emit_changed(output, &client.declare_host_lost(&host).await?)
+        }
         Verb::Undrain { host } => emit_changed(output, &client.undrain_host(&host).await?),
         Verb::Power { host, state, wait } => {
             let mut view = client.power_host(&host, SetPower { on: state == Power::On }).await?;
@@ -122,7 +147,13 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 None => output.emit(&created, |created| created.token.clone() + "\n"),
             }
         }
-        Verb::Rm { host } => Ok(client.of::<Host>().remove(&host).await.map(drop)?),
+        Verb::Rm { host, yes } => {
+            let what = format!("host {}", host);
+            confirm_removal(&what, yes)?;
+            client.of::<Host>().remove(&host).await.map(drop)?;
+            output.say(&format!("{what} was removed"));
+            Ok(())
+        }
     }
 }
 

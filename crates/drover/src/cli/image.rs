@@ -1,6 +1,7 @@
 //! `drover image`.
 
 use super::Failure;
+use super::confirm::confirm_removal;
 use super::context::Context;
 use super::output::{Columns, Output, cell, properties};
 use super::show::{self, or_nothing};
@@ -20,11 +21,19 @@ pub enum Verb {
     )]
     Create(Create),
     /// List images
+    #[command(visible_alias = "list")]
     Ls,
     /// Show one image
+    #[command(visible_alias = "get")]
     Show { image: String },
     /// Remove an image that no vm uses
-    Rm { image: String },
+    #[command(visible_alias = "delete")]
+    Rm {
+        image: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -49,7 +58,13 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         Verb::Create(create) => create_image(context, create).await,
         Verb::Ls => output.emit(&client.of::<Image>().all().await?, |list| table(&list.items, output)),
         Verb::Show { image } => output.emit(&client.of::<Image>().get(&image).await?, describe),
-        Verb::Rm { image } => Ok(client.of::<Image>().remove(&image).await.map(drop)?),
+        Verb::Rm { image, yes } => {
+            let what = format!("image {}", image);
+            confirm_removal(&what, yes)?;
+            client.of::<Image>().remove(&image).await.map(drop)?;
+            output.say(&format!("{what} was removed"));
+            Ok(())
+        }
     }
 }
 

@@ -16,8 +16,10 @@ use drover_model::migration::{Method, Priority};
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// List migrations, newest first
+    #[command(visible_alias = "list")]
     Ls,
     /// Show one migration and its report
+    #[command(visible_alias = "get")]
     Show { migration: MigrationId },
     /// Follow a migration until it is over; exit code 0 only if it arrived
     Watch {

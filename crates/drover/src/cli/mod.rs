@@ -17,6 +17,7 @@
 
 mod attributes;
 mod cluster;
+mod confirm;
 mod console;
 mod context;
 mod daemon;

@@ -1,6 +1,7 @@
 //! `drover network`.
 
 use super::Failure;
+use super::confirm::confirm_removal;
 use super::context::Context;
 use super::output::{Columns, Output, cell, properties, state_cell};
 use super::show::{self, or_nothing};
@@ -19,15 +20,23 @@ pub enum Verb {
     )]
     Create(Create),
     /// List overlay networks
+    #[command(visible_alias = "list")]
     Ls {
         /// Only this tenant's
         #[arg(long)]
         tenant: Option<String>,
     },
     /// Show one network and, to operators, how far the hosts have set it up
+    #[command(visible_alias = "get")]
     Show { network: OwnedRef },
     /// Remove a network that no vm and no port is on
-    Rm { network: OwnedRef },
+    #[command(visible_alias = "delete")]
+    Rm {
+        network: OwnedRef,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -88,8 +97,12 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             let view = client.of::<Network>().within(network.query.tenant.as_deref()).get(&network.name).await?;
             output.emit(&view, |network| describe(network, output))
         }
-        Verb::Rm { network } => {
-            Ok(client.of::<Network>().within(network.query.tenant.as_deref()).remove(&network.name).await.map(drop)?)
+        Verb::Rm { network, yes } => {
+            let what = format!("network {}", network.name);
+            confirm_removal(&what, yes)?;
+            client.of::<Network>().within(network.query.tenant.as_deref()).remove(&network.name).await.map(drop)?;
+            output.say(&format!("{what} was removed"));
+            Ok(())
         }
     }
 }

@@ -13,8 +13,10 @@ use drover_model::{PlanId, VmId};
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// List plans, newest first
+    #[command(visible_alias = "list")]
     Ls,
     /// Show a plan: its steps and their reasons, what it gains, what was rejected, how it came out
+    #[command(visible_alias = "get")]
     Show { plan: PlanId },
     /// Carry a proposed plan out
     Approve { plan: PlanId },

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Show the policy; keys that differ from their default are marked
+    #[command(visible_alias = "get")]
     Show,
     /// Change some keys; KEY= alone brings the default back
     #[command(after_help = "Examples:\n  drover policy set mode=propose\n  \

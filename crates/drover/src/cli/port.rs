@@ -1,6 +1,7 @@
 //! `drover port`.
 
 use super::Failure;
+use super::confirm::confirm_removal;
 use super::context::Context;
 use super::network::OwnedRef;
 use super::output::{Columns, Output, cell};
@@ -19,11 +20,19 @@ pub enum Verb {
     )]
     Create(Create),
     /// List ports
+    #[command(visible_alias = "list")]
     Ls,
     /// Show one port
+    #[command(visible_alias = "get")]
     Show { port: String },
     /// Remove a port and its interface
-    Rm { port: String },
+    #[command(visible_alias = "delete")]
+    Rm {
+        port: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -62,7 +71,13 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         }
         Verb::Ls => output.emit(&client.of::<Port>().all().await?, |list| table(&list.items, output)),
         Verb::Show { port } => emit_one(&client.of::<Port>().get(&port).await?),
-        Verb::Rm { port } => Ok(client.of::<Port>().remove(&port).await.map(drop)?),
+        Verb::Rm { port, yes } => {
+            let what = format!("port {}", port);
+            confirm_removal(&what, yes)?;
+            client.of::<Port>().remove(&port).await.map(drop)?;
+            output.say(&format!("{what} was removed"));
+            Ok(())
+        }
     }
 }
 

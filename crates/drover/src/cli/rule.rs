@@ -1,6 +1,7 @@
 //! `drover rule`.
 
 use super::Failure;
+use super::confirm::confirm_removal;
 use super::context::Context;
 use super::output::{Columns, Output, cell};
 use super::plan::Names;
@@ -25,10 +26,16 @@ pub enum Verb {
     #[command(visible_alias = "list")]
     Ls,
     /// Show one rule
+    #[command(visible_alias = "get")]
     Show { rule: String },
     /// Remove a rule; nothing moves for it
     #[command(visible_alias = "delete")]
-    Rm { rule: String },
+    Rm {
+        rule: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -99,7 +106,13 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         Verb::Create(create) => emit_one(&client.of::<PlacementRule>().create(&(*create).into()).await?),
         Verb::Ls => output.emit(&client.of::<PlacementRule>().all().await?, |list| table(&list.items, &names, output)),
         Verb::Show { rule } => emit_one(&client.of::<PlacementRule>().get(&rule).await?),
-        Verb::Rm { rule } => Ok(client.of::<PlacementRule>().remove(&rule).await.map(drop)?),
+        Verb::Rm { rule, yes } => {
+            let what = format!("placement rule {}", rule);
+            confirm_removal(&what, yes)?;
+            client.of::<PlacementRule>().remove(&rule).await.map(drop)?;
+            output.say(&format!("{what} was removed"));
+            Ok(())
+        }
     }
 }
 

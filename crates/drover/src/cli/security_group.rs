@@ -1,6 +1,7 @@
 //! `drover security-group`.
 
 use super::Failure;
+use super::confirm::confirm_removal;
 use super::context::Context;
 use super::network::OwnedRef;
 use super::output::{Columns, Output, cell};
@@ -33,12 +34,14 @@ pub enum Verb {
         rules: Vec<SecurityRule>,
     },
     /// List security groups
+    #[command(visible_alias = "list")]
     Ls {
         /// Only this tenant's
         #[arg(long)]
         tenant: Option<String>,
     },
     /// Show one security group, rule by rule
+    #[command(visible_alias = "get")]
     Show { group: OwnedRef },
     /// Replace all rules of a security group
     #[command(after_help = RULES)]
@@ -52,7 +55,13 @@ pub enum Verb {
         none: bool,
     },
     /// Remove a security group that no vm is in
-    Rm { group: OwnedRef },
+    #[command(visible_alias = "delete")]
+    Rm {
+        group: OwnedRef,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
@@ -81,12 +90,13 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 .await?;
             output.emit(&changed, |group| rules_table(group, output))
         }
-        Verb::Rm { group } => Ok(client
-            .of::<SecurityGroup>()
-            .within(group.query.tenant.as_deref())
-            .remove(&group.name)
-            .await
-            .map(drop)?),
+        Verb::Rm { group, yes } => {
+            let what = format!("security group {}", group.name);
+            confirm_removal(&what, yes)?;
+            client.of::<SecurityGroup>().within(group.query.tenant.as_deref()).remove(&group.name).await.map(drop)?;
+            output.say(&format!("{what} was removed"));
+            Ok(())
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `drover tenant`.
 
 use super::Failure;
+use super::confirm::confirm_removal;
 use super::context::Context;
 use super::output::{Columns, Output, cell};
 use super::show;
@@ -14,9 +15,16 @@ pub enum Verb {
     /// Create a tenant
     Create { tenant: TenantName },
     /// List tenants
+    #[command(visible_alias = "list")]
     Ls,
     /// Remove a tenant that has no vms
-    Rm { tenant: String },
+    #[command(visible_alias = "delete")]
+    Rm {
+        tenant: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
@@ -30,7 +38,13 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             output.emit(&created, |tenant| table(std::slice::from_ref(tenant), output))
         }
         Verb::Ls => output.emit(&client.of::<Tenant>().all().await?, |list| table(&list.items, output)),
-        Verb::Rm { tenant } => Ok(client.of::<Tenant>().remove(&tenant).await.map(drop)?),
+        Verb::Rm { tenant, yes } => {
+            let what = format!("tenant {}", tenant);
+            confirm_removal(&what, yes)?;
+            client.of::<Tenant>().remove(&tenant).await.map(drop)?;
+            output.say(&format!("{what} was removed"));
+            Ok(())
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `drover token` and `drover whoami`.
 
 use super::Failure;
+use super::confirm::confirm_removal;
 use super::context::{Context, write_secret};
 use super::output::{Columns, Output, cell, properties};
 use super::show::{self, or_nothing};
@@ -17,9 +18,16 @@ pub enum Verb {
         drover token create second-operator --operator --save op2.token")]
     Create(Create),
     /// List tokens
+    #[command(visible_alias = "list")]
     Ls,
     /// Remove a token: it stops working at once
-    Rm { token: String },
+    #[command(visible_alias = "delete")]
+    Rm {
+        token: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -45,7 +53,13 @@ pub async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Create(create) => create_token(context, create).await,
         Verb::Ls => output.emit(&client.of::<ApiToken>().all().await?, |list| table(&list.items, output)),
-        Verb::Rm { token } => Ok(client.of::<ApiToken>().remove(&token).await.map(drop)?),
+        Verb::Rm { token, yes } => {
+            let what = format!("token {}", token);
+            confirm_removal(&what, yes)?;
+            client.of::<ApiToken>().remove(&token).await.map(drop)?;
+            output.say(&format!("{what} was removed"));
+            Ok(())
+        }
     }
 }
 

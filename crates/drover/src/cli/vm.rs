@@ -27,6 +27,7 @@ pub enum Verb {
     )]
     Create(Box<Create>),
     /// List vms
+    #[command(visible_alias = "list")]
     Ls {
         /// Only this tenant's
         #[arg(long)]
@@ -36,6 +37,7 @@ pub enum Verb {
         host: Option<String>,
     },
     /// Show one vm
+    #[command(visible_alias = "get")]
     Show { vm: VmRef },
     /// Start a stopped vm
     Start {
@@ -50,6 +52,7 @@ pub enum Verb {
         wait: Wait,
     },
     /// Remove a vm and its disk
+    #[command(visible_alias = "delete")]
     Rm {
         vm: VmRef,
         #[command(flatten)]

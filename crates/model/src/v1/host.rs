@@ -54,6 +54,9 @@ pub struct HostView {
     pub last_report_at_ms: Option<u64>,
     /// Drained by command: its vms leave, none come, until it is given back.
     pub maintenance: bool,
+    /// When a person declared it lost; `null`: it is not.
+    #[serde(default)]
+    pub lost_at_ms: Option<u64>,
     /// What was asked of its power: `asleep` by the planner, `off` by command.
     #[schema(schema_with = schema::power_intent)]
     pub power: PowerIntent,

@@ -30,6 +30,7 @@
 //! | `DELETE /v1/hosts/{ref}` | | 204 | operator |
 //! | `POST /v1/hosts/{host}/drain` | | 202 [`HostView`] | operator |
 //! | `POST /v1/hosts/{host}/undrain` | | 200 [`HostView`] | operator |
+//! | `POST /v1/hosts/{host}/lost` | | 200 [`HostView`] | operator |
 //! | `POST /v1/hosts/{host}/power` | [`SetPower`] | 202 [`HostView`] | operator |
 //! | `POST /v1/hosts/{host}/token` | [`CreateJoinToken`] | 201 [`CreatedJoinToken`] | operator |
 //! | `GET /v1/images` | [`ListQuery`] | 200 [`List`]`<`[`ImageView`]`>` | any token |

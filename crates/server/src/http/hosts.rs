@@ -24,6 +24,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
     crud::routes::<Host>()
         .routes(routes!(drain_host))
         .routes(routes!(undrain_host))
+        .routes(routes!(declare_host_lost))
         .routes(routes!(power_host))
         .routes(routes!(create_join_token))
 }
@@ -64,6 +65,19 @@ async fn undrain_host(
     At(host): At<HostId>,
 ) -> Result<Response, Failure> {
     change(&api, actor, conditions, host.clone(), Action::UndrainHost { host }, StatusCode::OK).await
+}
+
+/// Declare a host lost that does not answer: what ran on it counts as gone, and is started elsewhere. Power it off first
+#[utoipa::path(post, path = "/v1/hosts/{host}/lost", tag = "hosts",
+    params(("host" = String, Path, description = "Its name")),
+    responses((status = 200, description = "It counts as lost", body = HostView)))]
+async fn declare_host_lost(
+    State(api): State<Api>,
+    Operator(actor): Operator,
+    conditions: Conditions,
+    At(host): At<HostId>,
+) -> Result<Response, Failure> {
+    change(&api, actor, conditions, host.clone(), Action::DeclareHostLost { host }, StatusCode::OK).await
 }
 
 /// Switch a host on or off

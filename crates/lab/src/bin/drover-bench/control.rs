@@ -404,6 +404,7 @@ impl Place {
             power_cycles: 0,
             off_since: None,
             wake_failed: None,
+            lost: None,
         };
         let vm = |index: u32| -> Result<Vm> {
             let spec = VmSpec {
@@ -430,6 +431,7 @@ impl Place {
                 left: Vec::new(),
                 deleting: false,
                 remains_on: BTreeSet::new(),
+                gave_up: None,
             })
         };
         let mut objects = vec![Object::Tenant(tenant.clone()), Object::Image(image.clone())];
