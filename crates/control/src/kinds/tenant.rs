@@ -9,7 +9,7 @@ use drover_model::v1::{CreateTenant, TenantSettings, TenantView};
 
 impl Resource for Tenant {
     /// Its tokens: nobody could speak for it any more.
-    const GO_WITH_IT: &'static [&'static str] = &[ApiToken::NAME];
+    const MAY_REFER: &'static [&'static str] = &[ApiToken::NAME];
 
     fn create(context: &mut Context, create: CreateTenant) -> Result<Self, Refusal> {
         let CreateTenant { name, labels, quota } = create;
