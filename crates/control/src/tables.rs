@@ -55,7 +55,7 @@ impl<T: Kind> Table<T> {
         self.rows.contains_key(key)
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.rows.len()
     }
 

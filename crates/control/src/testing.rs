@@ -221,7 +221,7 @@ impl Site {
         let until = self.at.plus(span);
         while self.at < until {
             self.at = self.at.plus(TICK);
-            if self.at.0 % REPORT.0 == 0 {
+            if self.at.0.is_multiple_of(REPORT.0) {
                 let speaking = self.hosts.iter().filter(|(_, row)| row.connection.is_some() && !row.silent);
                 let speaking: Vec<HostId> = speaking.map(|(id, _)| id.clone()).collect();
                 for host in &speaking {

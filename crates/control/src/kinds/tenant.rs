@@ -1,9 +1,9 @@
 //! Tenants: cloud consumers, and how much each may have.
 
 use super::{Context, Reading, Resource};
-use crate::interface::{Refusal, RefusalKind};
+use crate::interface::Refusal;
 use drover_model::TenantName;
-use drover_model::intent::{ApiToken, Quota, Tenant, Vm};
+use drover_model::intent::{ApiToken, Tenant, Vm};
 use drover_model::kind::{Kind, ObjectKey, Versioned};
 use drover_model::v1::{CreateTenant, TenantSettings, TenantView};
 
@@ -58,34 +58,30 @@ impl Context<'_> {
         let tables = &self.control.tables;
         let row = tables.get::<Tenant>(tenant);
         let unknown = || Refusal::not_found(format!("there is no tenant {tenant}")).at("tenant");
-        let Quota { vms, vcpus, memory_mib, networks, security_groups, tokens } = row.ok_or_else(unknown)?.quota;
+        let quota = row.ok_or_else(unknown)?.quota;
         let key = ObjectKey::of::<Tenant>(tenant);
         let own_vms = || tables.vms.referring_to(&key).filter(|vm| !vm.deleting);
-        let used_vcpus = |_: &()| own_vms().map(|vm: &Vm| u64::from(vm.spec.vcpus)).sum::<u64>();
-        let used_mib = |_: &()| own_vms().map(|vm: &Vm| vm.spec.memory.0 >> 20).sum::<u64>();
-        let checks: [(&str, u64, u64, &dyn Fn(&()) -> u64); 6] = [
-            ("vms", wanted.vms, vms, &|()| own_vms().count() as u64),
-            ("vcpus", wanted.vcpus, vcpus, &used_vcpus),
-            ("MiB of memory", wanted.memory_mib, memory_mib, &used_mib),
-            ("networks", wanted.networks, networks, &|()| tables.networks.count_referring_to(&key) as u64),
-            ("security groups", wanted.security_groups, security_groups, &|()| {
-                tables.security_groups.referring_to(&key).count() as u64
-            }),
-            ("tokens", wanted.tokens, tokens, &|()| tables.api_tokens.count_referring_to(&key) as u64),
-        ];
-        for (what, wanted, most, used) in checks {
-            if wanted == 0 {
-                continue;
+        let vcpus = |vm: &Vm| u64::from(vm.spec.vcpus);
+        let mib = |vm: &Vm| vm.spec.memory.0 >> 20;
+        let within = |what: &str, wanted: u64, most: u64, used: &dyn Fn() -> u64| {
+            // What nobody asks for is not counted.
+            let used = if wanted == 0 { 0 } else { used() };
+            if used.saturating_add(wanted) <= most || wanted == 0 {
+                return Ok(());
             }
-            let used = used(&());
-            if used.saturating_add(wanted) > most {
-                let detail = format!(
-                    "tenant {tenant} has {used} of at most {most} {what}, and this asks for {wanted} more: remove \
-                     some, or ask an operator for a larger quota"
-                );
-                return Err(Refusal::new(RefusalKind::Conflict, detail));
-            }
-        }
-        Ok(())
+            Err(Refusal::conflict(format!(
+                "tenant {tenant} has {used} of at most {most} {what}, and this asks for {wanted} more: remove some, or \
+                 ask an operator for a larger quota"
+            )))
+        };
+        let count = |count: usize| count as u64;
+        within("vms", wanted.vms, quota.vms, &|| count(own_vms().count()))?;
+        within("vcpus", wanted.vcpus, quota.vcpus, &|| own_vms().map(vcpus).sum())?;
+        within("MiB of memory", wanted.memory_mib, quota.memory_mib, &|| own_vms().map(mib).sum())?;
+        within("networks", wanted.networks, quota.networks, &|| count(tables.networks.count_referring_to(&key)))?;
+        within("security groups", wanted.security_groups, quota.security_groups, &|| {
+            count(tables.security_groups.count_referring_to(&key))
+        })?;
+        within("tokens", wanted.tokens, quota.tokens, &|| count(tables.api_tokens.count_referring_to(&key)))
     }
 }

@@ -19,9 +19,9 @@ use drover_model::kind::ObjectKey;
 use utoipa::openapi::path::{HttpMethod, Operation, OperationBuilder, ParameterBuilder, ParameterIn, PathItem, Paths};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
-use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Required, ResponseBuilder, Schema};
+use utoipa::openapi::{Content, ContentBuilder, Ref, Required, ResponseBuilder};
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 
 /// The routes of a kind that can be made by its draft alone.
 pub(super) fn all_routes<K: Drafted>() -> OpenApiRouter<Api> {
@@ -115,7 +115,7 @@ impl Described {
         method: HttpMethod,
         operation: OperationBuilder,
         router: MethodRouter<Api>,
-    ) -> (Vec<(String, RefOr<Schema>)>, Paths, MethodRouter<Api>) {
+    ) -> UtoipaMethodRouter<Api> {
         let operation: Operation = operation.build();
         let mut paths = Paths::new();
         paths.paths.insert(format!("/v1/{}{below}", self.plural), PathItem::new(method, operation));
@@ -231,11 +231,8 @@ pub(super) async fn answer<K: Resource>(
     reply: Reply,
     status: StatusCode,
 ) -> Result<Response, Failure> {
-    let key = match reply {
-        Reply::Object(key) => key.id.parse().ok(),
-        _ => None,
-    };
-    show::<K>(api, actor, key.ok_or_else(|| gone(K::TITLE))?, status).await
+    let Reply::Object(key) = reply else { return Err(gone(K::TITLE)) };
+    show::<K>(api, actor, key.id.parse().map_err(|_| gone(K::TITLE))?, status).await
 }
 
 /// It was made or changed, and removed by somebody else before it could be shown.
