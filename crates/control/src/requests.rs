@@ -114,7 +114,26 @@ fn fingerprint(action: &Action) -> String {
             &["/token/id", "/token/secret_sha256", "/token/created_at", "/token/expires_at"]
         }
         Action::CreateImage { .. } => &["/image/created_at"],
-        _ => &[],
+        Action::Create(_)
+        | Action::Patch { .. }
+        | Action::Remove { .. }
+        | Action::Join { .. }
+        | Action::DrainHost { .. }
+        | Action::UndrainHost { .. }
+        | Action::DeclareHostLost { .. }
+        | Action::PowerHost { .. }
+        | Action::SetRun { .. }
+        | Action::RemoveVm { .. }
+        | Action::MigrateVm { .. }
+        | Action::CancelMigration { .. }
+        | Action::HoldMigration { .. }
+        | Action::PrioritiseMigration { .. }
+        | Action::MeasureVm { .. }
+        | Action::SetSecurityGroups { .. }
+        | Action::PlanNow
+        | Action::ApprovePlan { .. }
+        | Action::RejectPlan { .. }
+        | Action::SetPolicy { .. } => &[],
     };
     for path in fresh {
         if let Some(field) = value.pointer_mut(path) {

@@ -55,11 +55,7 @@ impl<T: Kind> Table<T> {
         self.rows.contains_key(key)
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.rows.len()
     }
 

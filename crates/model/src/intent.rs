@@ -331,6 +331,31 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_and_an_image_of_version_0_1_0_still_load() {
+        let stored = serde_json::json!({"id": "acme", "created_at": 5});
+        let tenant: Tenant = serde_json::from_value(stored).unwrap();
+        let (id, name) = ("acme".parse().unwrap(), "acme".parse().unwrap());
+        let (labels, quota) = (Labels::default(), Quota::default());
+        assert_eq!(tenant, Tenant { id, name, created_at: TimeMs(5), labels, quota });
+        let again = serde_json::to_value(&tenant).unwrap();
+        assert_eq!(
+            (&again["id"], &again["name"], &again["created_at_ms"]),
+            (&"acme".into(), &"acme".into(), &5.into())
+        );
+        assert_eq!(serde_json::from_value::<Tenant>(again).unwrap(), tenant);
+
+        let stored = serde_json::json!({
+            "id": "tiny", "created_at": 5, "kernel": {"size": 7, "sha256": "ab"}, "initrd": null, "disk": null,
+            "cmdline": "console=ttyS0",
+        });
+        let image: Image = serde_json::from_value(stored.clone()).unwrap();
+        let kernel = ImageFile { size: Bytes(7), sha256: "ab".to_owned() };
+        assert_eq!((image.id.as_str(), image.created_at, image.kernel.as_ref()), ("tiny", TimeMs(5), Some(&kernel)));
+        assert_eq!((image.cmdline.as_str(), image.labels.is_empty()), ("console=ttyS0", true));
+        assert_eq!(serde_json::to_value(&image).unwrap(), stored);
+    }
+
+    #[test]
     fn derived_mac_is_unicast_and_locally_administered() {
         let mac = Vm::derived_mac(&"vm-abcdefghijkl".parse().unwrap());
         let first = u8::from_str_radix(&mac[0..2], 16).unwrap();

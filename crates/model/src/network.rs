@@ -283,6 +283,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn networks_groups_and_ports_of_version_0_1_0_still_load() {
+        let stored = serde_json::json!({
+            "id": "net-abcdefghijkl", "tenant": "acme", "name": "lan", "vni": 5000, "subnet": "10.1.0.0/16",
+            "router": "10.1.0.1", "dns": ["10.1.0.2"], "mtu": 1450, "created_at": 5,
+        });
+        let network: Network = serde_json::from_value(stored.clone()).unwrap();
+        assert_eq!((network.created_at, network.labels.is_empty()), (TimeMs(5), true));
+        assert_eq!(serde_json::to_value(&network).unwrap(), stored);
+
+        let stored = serde_json::json!({
+            "id": "web", "tenant": "acme", "created_at": 5,
+            "rules": [
+                {"direction": "ingress", "protocol": "tcp", "ports": [80, 80], "remote": {"remote": "any"}},
+                {"direction": "egress", "protocol": "any", "ports": null, "remote": {"remote": "group", "group": "db"}},
+            ],
+        });
+        let group: SecurityGroup = serde_json::from_value(stored.clone()).unwrap();
+        assert_eq!((group.id.as_str(), group.rules.len(), group.labels.is_empty()), ("web", 2, true));
+        assert_eq!(serde_json::to_value(&group).unwrap(), stored);
+
+        let stored = serde_json::json!({
+            "id": "gw", "network": "net-abcdefghijkl", "host": "h1", "interface": "gw0", "mac": "52:54:00:00:00:01",
+            "address": "10.1.0.9", "created_at": 5,
+        });
+        let port: Port = serde_json::from_value(stored).unwrap();
+        assert_eq!((port.id.as_str(), port.created_at, port.labels.is_empty()), ("gw", TimeMs(5), true));
+        let again = serde_json::to_value(&port).unwrap();
+        assert_eq!((&again["name"], &again["created_at_ms"]), (&"gw".into(), &5.into()));
+        assert_eq!(serde_json::from_value::<Port>(again).unwrap(), port);
+    }
+
+    #[test]
     fn subnets_are_read_and_compared() {
         let subnet: Subnet = "10.1.2.3/16".parse().unwrap();
         assert_eq!(subnet.network(), Ipv4Addr::new(10, 1, 0, 0));

@@ -4,7 +4,7 @@ use super::{Context, Reading, Resource};
 use crate::Control;
 use crate::interface::{Effect, Refusal};
 use crate::transfers::Evacuation;
-use drover_model::intent::Host;
+use drover_model::intent::{Host, Vm};
 use drover_model::kind::Kind;
 use drover_model::plan::Heat;
 use drover_model::v1::{CapacityView, EvacuationView, HostAttributes, HostFactsView, HostLoad, HostView};
@@ -39,11 +39,15 @@ impl Resource for Host {
         Ok(Self { attributes, ..self.clone() })
     }
 
+    /// Vms: they are to leave it, not to be removed.
+    const MAY_REFER: &'static [&'static str] = &[Vm::NAME];
+
     fn may_remove(&self, context: &Context) -> Result<(), Refusal> {
-        let (host, held) = (&self.id, context.control.holds_vms(&self.id));
-        if self.lost.is_some() && !context.control.live.is_connected(host) {
+        let (host, control) = (&self.id, &*context.control);
+        if self.lost.is_some() && !control.live.is_connected(host) {
             return Ok(());
         }
+        let held = control.vms_on(host).count().max(control.holds_vms(host));
         if held > 0 {
             let detail = format!("{host} still holds {held} vms: `drover host drain {host}` first");
             return Err(Refusal::conflict(detail));

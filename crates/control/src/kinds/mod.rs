@@ -182,10 +182,10 @@ pub trait Resource: Exposed + Entity {
         Err(Refusal::conflict(format!("a {} does not change", Self::TITLE)))
     }
 
-    /// Kinds of objects that go with the one that they refer to.
-    const GO_WITH_IT: &'static [&'static str] = &[];
+    /// Kinds whose objects may refer to one that is removed: they go with it, or [`Resource::may_remove`] looks at them.
+    const MAY_REFER: &'static [&'static str] = &[];
 
-    /// Asked once nothing refers to the object that does not go with it.
+    /// Asked once nothing refers to the object but what [`Resource::MAY_REFER`] names.
     fn may_remove(&self, _context: &Context) -> Result<(), Refusal> {
         Ok(())
     }
@@ -326,7 +326,7 @@ fn merged<S: Serialize + serde::de::DeserializeOwned>(settings: &S, patch: &Valu
 fn remove_one<K: Resource>(context: &mut Context, id: &str) -> Result<Reply, Refusal> {
     let object = own::<K>(context, id)?;
     let key = object.object_key();
-    let users = context.control.users_of(&key, K::GO_WITH_IT);
+    let users = context.control.users_of(&key, K::MAY_REFER);
     if !users.is_empty() {
         let detail = format!("{} {} is in use by {users}: remove them first", K::TITLE, object.name());
         return Err(Refusal::conflict(detail));
@@ -364,8 +364,8 @@ fn happened<K: Resource>(context: &mut Context, object: &K, kind: &str, verb: &s
 
 impl Control {
     /// What refers to an object, in words; empty: nothing.
-    fn users_of(&self, key: &ObjectKey, go_with_it: &[&str]) -> String {
-        let used = self.tables.users(key).into_iter().filter(|(kind, count)| *count > 0 && !go_with_it.contains(kind));
+    fn users_of(&self, key: &ObjectKey, may_refer: &[&str]) -> String {
+        let used = self.tables.users(key).into_iter().filter(|(kind, count)| *count > 0 && !may_refer.contains(kind));
         let words = used
             .map(|(kind, count)| format!("{count} {}{}", kind.replace('-', " "), if count == 1 { "" } else { "s" }));
         words.collect::<Vec<_>>().join(" and ")
@@ -386,11 +386,11 @@ impl Control {
             }
             _ => (tenant.cloned(), reference),
         };
-        let within = actor.role.tenant().or(tenant.as_ref());
+        // A tenant that names another finds nothing, not its own object of that name.
         let visible = |object: &&K| {
             let owner = object.owner_in(self);
-            access::sees::<K>(actor, owner)
-                && (tenant.is_none() || owner.tenant().is_none_or(|owner| within == Some(owner)))
+            let named = |tenant: &TenantName| owner.tenant().is_none_or(|owner| owner == tenant);
+            access::sees::<K>(actor, owner) && tenant.as_ref().is_none_or(named)
         };
         let by_key = name.parse().ok().and_then(|key| table.get(&key)).filter(visible);
         let mut named = table.named(name).filter(visible);
@@ -420,3 +420,6 @@ impl Control {
         &self.tables
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,15 +1,15 @@
 //! Tenants: cloud consumers, and how much each may have.
 
 use super::{Context, Reading, Resource};
-use crate::interface::{Refusal, RefusalKind};
+use crate::interface::Refusal;
 use drover_model::TenantName;
-use drover_model::intent::{ApiToken, Quota, Tenant};
+use drover_model::intent::{ApiToken, Tenant, Vm};
 use drover_model::kind::{Kind, ObjectKey, Versioned};
 use drover_model::v1::{CreateTenant, TenantSettings, TenantView};
 
 impl Resource for Tenant {
     /// Its tokens: nobody could speak for it any more.
-    const GO_WITH_IT: &'static [&'static str] = &[ApiToken::NAME];
+    const MAY_REFER: &'static [&'static str] = &[ApiToken::NAME];
 
     fn create(context: &mut Context, create: CreateTenant) -> Result<Self, Refusal> {
         let CreateTenant { name, labels, quota } = create;
@@ -58,33 +58,30 @@ impl Context<'_> {
         let tables = &self.control.tables;
         let row = tables.get::<Tenant>(tenant);
         let unknown = || Refusal::not_found(format!("there is no tenant {tenant}")).at("tenant");
-        let Quota { vms, vcpus, memory_mib, networks, security_groups, tokens } = row.ok_or_else(unknown)?.quota;
+        let quota = row.ok_or_else(unknown)?.quota;
         let key = ObjectKey::of::<Tenant>(tenant);
-        let (mut used_vms, mut used_vcpus, mut used_mib) = (0, 0, 0);
-        if wanted.vms + wanted.vcpus + wanted.memory_mib > 0 {
-            for vm in tables.vms.referring_to(&key).filter(|vm| !vm.deleting) {
-                used_vms += 1;
-                used_vcpus += u64::from(vm.spec.vcpus);
-                used_mib += vm.spec.memory.0 >> 20;
+        let own_vms = || tables.vms.referring_to(&key).filter(|vm| !vm.deleting);
+        let vcpus = |vm: &Vm| u64::from(vm.spec.vcpus);
+        let mib = |vm: &Vm| vm.spec.memory.0 >> 20;
+        let within = |what: &str, wanted: u64, most: u64, used: &dyn Fn() -> u64| {
+            // What nobody asks for is not counted.
+            let used = if wanted == 0 { 0 } else { used() };
+            if used.saturating_add(wanted) <= most || wanted == 0 {
+                return Ok(());
             }
-        }
-        let groups = tables.security_groups.count_referring_to(&key) as u64;
-        for (what, used, wanted, most) in [
-            ("vms", used_vms, wanted.vms, vms),
-            ("vcpus", used_vcpus, wanted.vcpus, vcpus),
-            ("MiB of memory", used_mib, wanted.memory_mib, memory_mib),
-            ("networks", tables.networks.count_referring_to(&key) as u64, wanted.networks, networks),
-            ("security groups", groups, wanted.security_groups, security_groups),
-            ("tokens", tables.api_tokens.count_referring_to(&key) as u64, wanted.tokens, tokens),
-        ] {
-            if wanted > 0 && used + wanted > most {
-                let detail = format!(
-                    "tenant {tenant} has {used} of at most {most} {what}, and this asks for {wanted} more: remove \
-                     some, or ask an operator for a larger quota"
-                );
-                return Err(Refusal::new(RefusalKind::Conflict, detail));
-            }
-        }
-        Ok(())
+            Err(Refusal::conflict(format!(
+                "tenant {tenant} has {used} of at most {most} {what}, and this asks for {wanted} more: remove some, or \
+                 ask an operator for a larger quota"
+            )))
+        };
+        let count = |count: usize| count as u64;
+        within("vms", wanted.vms, quota.vms, &|| count(own_vms().count()))?;
+        within("vcpus", wanted.vcpus, quota.vcpus, &|| own_vms().map(vcpus).sum())?;
+        within("MiB of memory", wanted.memory_mib, quota.memory_mib, &|| own_vms().map(mib).sum())?;
+        within("networks", wanted.networks, quota.networks, &|| count(tables.networks.count_referring_to(&key)))?;
+        within("security groups", wanted.security_groups, quota.security_groups, &|| {
+            count(tables.security_groups.count_referring_to(&key))
+        })?;
+        within("tokens", wanted.tokens, quota.tokens, &|| count(tables.api_tokens.count_referring_to(&key)))
     }
 }

@@ -231,11 +231,8 @@ pub(super) async fn answer<K: Resource>(
     reply: Reply,
     status: StatusCode,
 ) -> Result<Response, Failure> {
-    let key = match reply {
-        Reply::Object(key) => key.id.parse().ok(),
-        _ => None,
-    };
-    show::<K>(api, actor, key.ok_or_else(|| gone(K::TITLE))?, status).await
+    let Reply::Object(key) = reply else { return Err(gone(K::TITLE)) };
+    show::<K>(api, actor, key.id.parse().map_err(|_| gone(K::TITLE))?, status).await
 }
 
 /// It was made or changed, and removed by somebody else before it could be shown.
