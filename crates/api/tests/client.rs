@@ -74,7 +74,7 @@ async fn requests_carry_the_token_and_what_makes_them_conditional_and_repeatable
     let client = serve(Router::new().route("/v1/tenants", post(record))).await;
     let keyed = client.with_idempotency_key("run-1").unwrap().with_if_match(Revision(3));
     let (name, labels, quota) = ("acme".parse().unwrap(), Default::default(), Default::default());
-    let create = CreateTenant { name, labels, quota };
+    let create = CreateTenant { labels, quota, ..CreateTenant::named(name) };
     let tenant = keyed.of::<Tenant>().create(&create).await.unwrap();
     assert_eq!(tenant.revision, Revision(4));
     let (uri, authorization, key, if_match, body) = seen.lock().unwrap().remove(0);

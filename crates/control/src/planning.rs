@@ -27,6 +27,7 @@ use drover_planner as planner;
 use std::collections::BTreeSet;
 
 const ROUND_EVERY: Millis = Millis(1_000);
+const ROUND_APART_PER_THOUSAND_VMS: Millis = Millis(100);
 /// A proposal nobody has answered is looked at again this often, and replaced if the cluster has changed.
 const PROPOSAL_REVIEW_EVERY: Millis = Millis::secs(30);
 /// After a failed plan the next one waits this long, so that a persistent cause can't spin the loop.
@@ -69,7 +70,9 @@ pub fn turn(control: &mut Control, now: TimeMs) {
     if let Some(id) = control.planning.current {
         carry_on(control, now, id);
     }
-    if control.planning.round_at.is_some_and(|at| now.since(at) < ROUND_EVERY) {
+    // A round looks at every host and vm, in the task that hears the agents: the larger the cluster, the rarer it is.
+    let apart = Millis(ROUND_EVERY.0.max(control.tables.vms.len() as u64 * ROUND_APART_PER_THOUSAND_VMS.0 / 1_000));
+    if control.planning.round_at.is_some_and(|at| now.since(at) < apart) {
         return;
     }
     control.planning.round_at = Some(now);

@@ -289,7 +289,7 @@ fn create_vm(context: &mut Context, id: VmId, mut spec: VmSpec) -> Result<Reply,
     if control.tables.vms.len() >= VMS_MAX {
         return Err(Refusal::conflict(format!("the cluster has {VMS_MAX} vms, its limit")));
     }
-    spec.nic = spec.nic.take().map(|nic| network::card(control, &spec.tenant, nic)).transpose()?;
+    spec.nic = spec.nic.take().map(|nic| network::card(control, actor, &spec.tenant, nic)).transpose()?;
     fits_somewhere(control, now, &id, &spec)?;
     let vm = Vm {
         id: id.clone(),

@@ -322,7 +322,14 @@ mod tests {
 
     fn tenant(name: &str) -> Tenant {
         let (id, name) = (format!("tn-{name}").parse().unwrap(), name.parse().unwrap());
-        Tenant { id, name, created_at: TimeMs(1), labels: Default::default(), quota: Default::default() }
+        Tenant {
+            id,
+            name,
+            created_at: TimeMs(1),
+            labels: Default::default(),
+            quota: Default::default(),
+            provider_networks: Default::default(),
+        }
     }
 
     #[test]

@@ -157,7 +157,7 @@ impl Site {
 
     pub fn create_tenant(&mut self, name: &str) {
         let (name, labels, quota) = (name.parse().unwrap(), Default::default(), Default::default());
-        self.ask(Action::Create(Draft::Tenant(CreateTenant { name, labels, quota }))).unwrap();
+        self.ask(Action::Create(Draft::Tenant(CreateTenant { labels, quota, ..CreateTenant::named(name) }))).unwrap();
     }
 
     pub fn ask(&mut self, action: Action) -> Result<Reply, Refusal> {

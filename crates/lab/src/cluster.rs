@@ -96,7 +96,10 @@ impl Cluster {
     pub async fn create_tenant(&self, id: &str) -> Result<Client> {
         self.client
             .of::<Tenant>()
-            .create(&CreateTenant { name: id.parse()?, labels: Default::default(), quota: Default::default() })
+            .create(&CreateTenant {
+                provider_networks: [(config::NETWORK.parse()?, Vec::new())].into(),
+                ..CreateTenant::named(id.parse()?)
+            })
             .await
             .with_context(|| format!("can't make tenant {id}"))?;
         let token = CreateToken { id: None, role: RoleName::Tenant, tenant: Some(id.to_owned()), expires_s: None };

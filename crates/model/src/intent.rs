@@ -1,7 +1,7 @@
 //! What somebody decided. These are the objects of the store; every one is changed by compare-and-swap only.
 
 use crate::kind::Labels;
-use crate::network::Bandwidth;
+use crate::network::{Bandwidth, Subnet};
 use crate::policy::PowerCurve;
 use crate::world::VmView;
 use crate::{
@@ -26,6 +26,10 @@ pub struct Tenant {
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
     pub quota: Quota,
+    /// Provider networks that its own tokens may put vms on, each with the addresses that they may have there; no range: any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, Vec<String>>)]
+    pub provider_networks: BTreeMap<NetworkId, Vec<Subnet>>,
 }
 
 /// Stores of version 0.1.0 know a tenant by its name alone: it is the id of those tenants, too.
@@ -40,13 +44,15 @@ struct StoredTenant {
     labels: Labels,
     #[serde(default)]
     quota: Quota,
+    #[serde(default)]
+    provider_networks: BTreeMap<NetworkId, Vec<Subnet>>,
 }
 
 impl From<StoredTenant> for Tenant {
     fn from(stored: StoredTenant) -> Self {
-        let StoredTenant { id, name, created_at, labels, quota } = stored;
+        let StoredTenant { id, name, created_at, labels, quota, provider_networks } = stored;
         let name = name.unwrap_or_else(|| id.as_str().parse().expect("names and ids follow one rule"));
-        Self { id, name, created_at, labels, quota }
+        Self { id, name, created_at, labels, quota, provider_networks }
     }
 }
 
@@ -336,7 +342,10 @@ mod tests {
         let tenant: Tenant = serde_json::from_value(stored).unwrap();
         let (id, name) = ("acme".parse().unwrap(), "acme".parse().unwrap());
         let (labels, quota) = (Labels::default(), Quota::default());
-        assert_eq!(tenant, Tenant { id, name, created_at: TimeMs(5), labels, quota });
+        assert_eq!(
+            tenant,
+            Tenant { id, name, created_at: TimeMs(5), labels, quota, provider_networks: BTreeMap::new() }
+        );
         let again = serde_json::to_value(&tenant).unwrap();
         assert_eq!(
             (&again["id"], &again["name"], &again["created_at_ms"]),

@@ -283,7 +283,11 @@ impl Shell {
             // Dropped unanswered, it is told that the store can't be read.
             (Message::Query(_), Health::Broken { readable: false, .. }) => return Ok(()),
             (Message::Query(question), Health::Serving | Health::Broken { .. }) => {
-                question(&self.control);
+                // A view that panics is a defect of the view: whoever asked is told, and the loops go on.
+                let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| question(&self.control)));
+                if asked.is_err() {
+                    tracing::error!("a view of the state failed; please report what the log says above");
+                }
                 return Ok(());
             }
             (Message::Change(change, answer), Health::Serving) => {

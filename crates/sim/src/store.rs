@@ -136,7 +136,8 @@ mod tests {
     fn put(revision: u64, name: &str, expected: Option<u64>) -> Commit {
         let (id, name) = (format!("tn-{name}").parse().unwrap(), name.parse().unwrap());
         let (created_at, labels, quota) = (TimeMs(revision), Default::default(), Default::default());
-        let object = Object::Tenant(Tenant { id, name, created_at, labels, quota });
+        let object =
+            Object::Tenant(Tenant { id, name, created_at, labels, quota, provider_networks: Default::default() });
         let writes = vec![Write::Put { object, expected: expected.map(Revision) }];
         Commit { revision: Revision(revision), writes, events: Vec::new() }
     }

@@ -103,7 +103,7 @@ fn tenant(index: usize) -> TenantName {
 impl Cluster {
     pub(crate) fn set_up(&mut self) {
         for index in 0..TENANTS.len() {
-            let draft = CreateTenant { name: tenant(index), labels: Default::default(), quota: Default::default() };
+            let draft = CreateTenant::named(tenant(index));
             let _made = self.ask(Action::Create(Draft::Tenant(draft)));
             self.make_network(tenant(index));
         }

@@ -12,19 +12,20 @@ impl Resource for Tenant {
     const MAY_REFER: &'static [&'static str] = &[ApiToken::NAME];
 
     fn create(context: &mut Context, create: CreateTenant) -> Result<Self, Refusal> {
-        let CreateTenant { name, labels, quota } = create;
+        let CreateTenant { name, labels, quota, provider_networks } = create;
         let id = format!("tn-{}", context.fresh);
         let id = id.parse().map_err(|error: drover_model::BadName| Refusal::invalid("id", error.to_string()))?;
-        Ok(Self { id, name, created_at: context.wall(), labels, quota })
+        Ok(Self { id, name, created_at: context.wall(), labels, quota, provider_networks })
     }
 
     fn settings(&self) -> Option<TenantSettings> {
-        Some(TenantSettings { labels: self.labels.clone(), quota: self.quota })
+        let provider_networks = self.provider_networks.clone();
+        Some(TenantSettings { labels: self.labels.clone(), quota: self.quota, provider_networks })
     }
 
     fn patch(&self, _context: &mut Context, settings: TenantSettings) -> Result<Self, Refusal> {
-        let TenantSettings { labels, quota } = settings;
-        Ok(Self { labels, quota, ..self.clone() })
+        let TenantSettings { labels, quota, provider_networks } = settings;
+        Ok(Self { labels, quota, provider_networks, ..self.clone() })
     }
 
     fn removed(&self, context: &mut Context) {

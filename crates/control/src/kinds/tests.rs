@@ -33,7 +33,7 @@ fn key<K: Kind>(id: &str) -> ObjectKey {
 
 fn tenant(name: &str) -> Action {
     let (name, labels, quota) = (name.parse().unwrap(), Default::default(), Default::default());
-    Action::Create(Draft::Tenant(CreateTenant { name, labels, quota }))
+    Action::Create(Draft::Tenant(CreateTenant { labels, quota, ..CreateTenant::named(name) }))
 }
 
 fn network(tenant: &str, name: &str) -> Action {

@@ -6,7 +6,8 @@ use crate::interface::{Actor, Refusal, Reply};
 use crate::lifecycle::vm_event;
 use drover_model::event::Severity;
 use drover_model::intent::{Nic, Vm};
-use drover_model::network::{Bandwidth, Subnet};
+use drover_model::kind::ObjectKey;
+use drover_model::network::{Bandwidth, Network, Subnet};
 use drover_model::{Bytes, SecurityGroupId, TenantName, TimeMs, VmId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -22,7 +23,7 @@ pub fn address(nic: &Nic) -> Option<Subnet> {
 
 /// The card as it will be: network found, address assigned, groups known. `asked.network` is a name as the tenant wrote
 /// it, `asked.address` an address with or without a prefix.
-pub fn card(control: &Control, tenant: &TenantName, asked: Nic) -> Result<Nic, Refusal> {
+pub fn card(control: &Control, actor: &Actor, tenant: &TenantName, asked: Nic) -> Result<Nic, Refusal> {
     check_groups(control, tenant, &asked.security_groups)?;
     check_bandwidth(asked.bandwidth)?;
     let network = match control.named(tenant, &asked.network)? {
@@ -30,7 +31,10 @@ pub fn card(control: &Control, tenant: &TenantName, asked: Nic) -> Result<Nic, R
         Named::Provider => {
             let plain = asked.address.as_deref().is_some_and(|address| !address.contains('/'));
             let detail = "must be an address in CIDR form on a provider network, e.g. 10.78.0.11/24";
-            return if plain { Err(Refusal::invalid("address", detail.to_owned())) } else { Ok(asked) };
+            if plain {
+                return Err(Refusal::invalid("address", detail.to_owned()));
+            }
+            return on_provider(control, actor, tenant, asked);
         }
     };
     let prefix = network.subnet.prefix;
@@ -56,6 +60,31 @@ pub fn card(control: &Control, tenant: &TenantName, asked: Nic) -> Result<Nic, R
     has_room(&control.tables, &network, &asked.mac)?;
     let address = assign(&control.tables, &network, asked_address)?;
     Ok(Nic { network: network.id, address: Some(Subnet { address, prefix }.to_string()), ..asked })
+}
+
+/// A card on a network of the hosts: granted to the tenant whose token asks for it, with an address that nobody else has.
+fn on_provider(control: &Control, actor: &Actor, tenant: &TenantName, asked: Nic) -> Result<Nic, Refusal> {
+    let address = address(&asked).map(|subnet| subnet.address);
+    if actor.role.tenant().is_some() {
+        let row = control.tenant(tenant);
+        let Some(ranges) = row.and_then(|row| row.provider_networks.get(&asked.network)) else {
+            let detail = format!("there is no network {}, or {tenant} may not use it: ask an operator", asked.network);
+            return Err(Refusal::not_found(detail).at("network"));
+        };
+        let inside = |address| ranges.iter().any(|range| range.contains(address));
+        if !ranges.is_empty() && !address.is_some_and(inside) {
+            let listed = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let detail = format!("must be an address out of {listed}, which {tenant} was granted on {}", asked.network);
+            return Err(Refusal::invalid("address", detail));
+        }
+    }
+    let on_it = control.tables.vms.referring_to(&ObjectKey::of::<Network>(&asked.network));
+    let has = |nic: &Nic| self::address(nic).map(|subnet| subnet.address) == address;
+    if address.is_some() && on_it.filter_map(|vm| vm.spec.nic.as_ref()).any(has) {
+        let detail = format!("this address is in use on {}: take another", asked.network);
+        return Err(Refusal::conflict(detail).at("address"));
+    }
+    Ok(asked)
 }
 
 fn check_groups(control: &Control, tenant: &TenantName, groups: &BTreeSet<SecurityGroupId>) -> Result<(), Refusal> {

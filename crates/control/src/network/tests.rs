@@ -116,7 +116,12 @@ impl Site {
         let mut site = Self { control, now: 1_000, requests: 0, effects: Vec::new() };
         for tenant in ["blue", "green"] {
             let (name, labels, quota) = (tenant.parse().unwrap(), Default::default(), Default::default());
-            site.done(Action::Create(Draft::Tenant(CreateTenant { name, labels, quota })));
+            site.done(Action::Create(Draft::Tenant(CreateTenant {
+                labels,
+                quota,
+                provider_networks: [("prov".parse().unwrap(), Vec::new())].into(),
+                ..CreateTenant::named(name)
+            })));
         }
         let kernel = Some(ImageFile { size: Bytes(1), sha256: String::new() });
         let (id, created_at) = ("tiny".parse().unwrap(), TimeMs(1));
@@ -306,13 +311,37 @@ fn a_name_means_the_tenants_own_network_and_never_anothers() {
     let theirs = Action::Create(Draft::Network(create_network("green", "mine", "10.0.0.0/8")));
     let refusal = site.ask(tenant_of("blue"), theirs).unwrap_err();
     assert_eq!((refusal.kind, refusal.field.as_deref()), (RefusalKind::Invalid, Some("tenant")));
-    // A provider network is everybody's, and tells nothing of addresses.
+    // A provider network tells nothing of addresses.
     let provider = |nic: &mut Nic| nic.network = "prov".parse().unwrap();
     assert_eq!(site.try_vm("green", "d", 1, provider).unwrap().address, None);
     let plain = |nic: &mut Nic| (nic.network, nic.address) = ("prov".parse().unwrap(), Some("10.9.9.9".to_owned()));
     assert_eq!(site.try_vm("green", "e", 1, plain).unwrap_err().field.as_deref(), Some("address"));
     let ask = Action::Create(Draft::Network(create_network("blue", "prov", "10.0.0.0/8")));
     site.refused(ask, RefusalKind::Conflict, "is a provider network");
+}
+
+#[test]
+fn a_provider_network_is_for_those_who_were_granted_it_and_an_address_is_one_vms() {
+    let mut site = Site::new(1);
+    let grant = |site: &mut Site, tenant: &str, ranges: serde_json::Value| {
+        let key = ObjectKey::of::<drover_model::intent::Tenant>(&tenant.parse().unwrap());
+        site.done(Action::Patch { key, patch: serde_json::json!({ "provider_networks": ranges }) });
+    };
+    grant(&mut site, "green", serde_json::json!({ "prov": null }));
+    grant(&mut site, "blue", serde_json::json!({ "prov": ["10.9.0.0/28"] }));
+    let at = |address: &'static str| {
+        move |nic: &mut Nic| (nic.network, nic.address) = ("prov".parse().unwrap(), Some(address.to_owned()))
+    };
+    let refusal = site.try_vm("green", "g", 1, at("10.9.0.3/24")).unwrap_err();
+    assert_eq!((refusal.kind, refusal.field.as_deref()), (RefusalKind::NotFound, Some("network")));
+    let refusal = site.try_vm("blue", "b", 1, at("10.9.0.77/24")).unwrap_err();
+    assert_eq!((refusal.kind, refusal.field.as_deref()), (RefusalKind::Invalid, Some("address")));
+    site.try_vm("blue", "b", 1, at("10.9.0.3/24")).unwrap();
+    grant(&mut site, "green", serde_json::json!({ "prov": [] }));
+    let refusal = site.try_vm("green", "g", 1, at("10.9.0.3/24")).unwrap_err();
+    assert_eq!((refusal.kind, refusal.field.as_deref()), (RefusalKind::Conflict, Some("address")));
+    assert!(!refusal.detail.contains("blue"), "{refusal}");
+    site.try_vm("green", "g", 1, at("10.9.0.4/24")).unwrap();
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 use crate::intent::{ApiToken, JoinToken, Quota, Role, Tenant};
 use crate::kind::{Access, Exposed, Fixed, Kind, Labels, ObjectKey, Owner, Versioned};
-use crate::{Revision, TenantName, TokenId};
+use crate::network::Subnet;
+use crate::{NetworkId, Revision, TenantName, TokenId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use utoipa::ToSchema;
 
@@ -19,6 +21,17 @@ pub struct CreateTenant {
     /// What is left out is as the server has it.
     #[serde(default, skip_serializing_if = "Quota::is_default")]
     pub quota: Quota,
+    /// Provider networks that its tokens may put vms on, with address ranges (CIDR); no range: any address.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, Vec<String>>)]
+    pub provider_networks: BTreeMap<NetworkId, Vec<Subnet>>,
+}
+
+impl CreateTenant {
+    /// Without labels and grants, with the default quota.
+    pub fn named(name: TenantName) -> Self {
+        Self { name, labels: Labels::default(), quota: Quota::default(), provider_networks: BTreeMap::new() }
+    }
 }
 
 /// What `PATCH` changes of a tenant.
@@ -29,6 +42,10 @@ pub struct TenantSettings {
     pub labels: Labels,
     #[serde(default)]
     pub quota: Quota,
+    /// As in [`CreateTenant`].
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, Vec<String>>)]
+    pub provider_networks: BTreeMap<NetworkId, Vec<Subnet>>,
 }
 
 impl Kind for Tenant {

@@ -375,7 +375,14 @@ mod tests {
                     let name = format!("a-tenant-with-a-longer-name-{revision}-{n}");
                     let (id, name) = (format!("tn-{name}").parse().unwrap(), name.parse().unwrap());
                     let (created_at, labels, quota) = (TimeMs(1), Default::default(), Default::default());
-                    let object = Object::Tenant(Tenant { id, name, created_at, labels, quota });
+                    let object = Object::Tenant(Tenant {
+                        id,
+                        name,
+                        created_at,
+                        labels,
+                        quota,
+                        provider_networks: Default::default(),
+                    });
                     Write::Put { object, expected: None }
                 })
                 .collect(),

@@ -31,7 +31,7 @@ async fn open(dir: &Path) -> SqliteStore {
 fn tenant(name: &str, at: u64) -> Object {
     let (id, name) = (format!("tn-{name}").parse().unwrap(), name.parse().unwrap());
     let (created_at, labels, quota) = (TimeMs(at), Default::default(), Default::default());
-    Object::Tenant(Tenant { id, name, created_at, labels, quota })
+    Object::Tenant(Tenant { id, name, created_at, labels, quota, provider_networks: Default::default() })
 }
 
 fn put(name: &str, at: u64, expected: Option<u64>) -> Write {

@@ -427,7 +427,7 @@ fn idle_vm() -> VmSample {
 }
 
 pub fn create_tenant(name: &str) -> CreateTenant {
-    CreateTenant { name: name.parse().unwrap(), labels: Default::default(), quota: Default::default() }
+    CreateTenant::named(name.parse().unwrap())
 }
 
 pub fn create_image(name: &str, files: Vec<ImagePart>) -> CreateImage {

@@ -217,6 +217,7 @@ fn a_port_reaches_the_members_of_its_network_on_any_host_and_nobody_else() {
         mac: mac.to_owned(),
         address: "10.1.0.100".parse().unwrap(),
         created_at: drover_model::TimeMs(0),
+        labels: Default::default(),
     };
     let mut told = first(&t.ports);
     told.ports = vec![gateway("gw-a", "net-a", "gwa", "52:00:00:00:00:aa")];

@@ -380,7 +380,8 @@ impl Place {
         let at = drover_server::shell::now();
         let quota = Quota { vms: u64::MAX, vcpus: u64::MAX, memory_mib: u64::MAX, ..Quota::default() };
         let (id, name) = (format!("tn-{TENANT}").parse()?, TENANT.parse()?);
-        let tenant = Tenant { id, name, created_at: at, labels: Default::default(), quota };
+        let tenant =
+            Tenant { id, name, created_at: at, labels: Default::default(), quota, provider_networks: BTreeMap::new() };
         let image = Image {
             id: IMAGE.parse()?,
             created_at: at,
