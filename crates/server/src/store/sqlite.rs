@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Each entry brings the schema from its index to the next; never changed once released.
-const SCHEMA: [&str; 2] = [
+const SCHEMA: &[&str] = &[
     "
     CREATE TABLE objects (
         kind TEXT NOT NULL,
@@ -39,6 +39,10 @@ const SCHEMA: [&str; 2] = [
         vm   TEXT PRIMARY KEY,
         json TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
+",
+    // Answers that earlier versions remembered have another form. They are kept for a day at most, so they are let go.
+    "
+    DELETE FROM objects WHERE kind = 'idempotency';
 ",
 ];
 
