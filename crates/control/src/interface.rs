@@ -6,8 +6,9 @@
 //! the shell drops the effects after it, answers the open requests itself, and rebuilds `Control`
 //! from the store: what was never committed never happened.
 
+use crate::journal::{Append, Retention};
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationUpdate};
-use drover_model::event::Event;
+use drover_model::event::{Event, EventActor};
 use drover_model::intent::{ApiToken, Host, HostAttributes, Image, JoinToken, Role, RunIntent, Tenant, Vm, VmSpec};
 use drover_model::inventory::{HostFacts, VmInventory};
 use drover_model::load::{HostSample, VmSample};
@@ -120,11 +121,8 @@ pub enum Effect {
         request: RequestId,
         result: Result<Reply, Refusal>,
     },
-    /// What was learned of vms' daily patterns, beside the objects and in no revision. Lost, it is learned anew.
-    StorePatterns {
-        kept: Vec<StoredPattern>,
-        forgotten: BTreeSet<VmId>,
-    },
+    /// What was learned of vms' daily patterns, in a step that has no commit of its own.
+    StorePatterns(PatternWrites),
     /// End this connection: the host was removed, or a newer connection took its place.
     Disconnect {
         host: HostId,
@@ -140,25 +138,35 @@ pub struct StoredPattern {
     pub json: String,
 }
 
+/// Changes of the daily patterns, beside the objects and in no revision. Lost, they are learned anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PatternWrites {
+    pub kept: Vec<StoredPattern>,
+    pub forgotten: BTreeSet<VmId>,
+}
+
 /// One transaction: everything in it becomes durable, or nothing does.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Commit {
     /// The store's revision after it; its own must be exactly one less before it.
     pub revision: Revision,
     pub writes: Vec<Write>,
     pub events: Vec<Event>,
+    pub appends: Vec<Append>,
+    pub retention: Vec<Retention>,
+    /// Written along, because the transaction costs the same with them.
+    pub patterns: PatternWrites,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Write {
     /// `expected`: the revision the object must have now, `None` if it must not exist.
-    Put {
-        object: Object,
-        expected: Option<Revision>,
-    },
+    Put { object: Object, expected: Option<Revision> },
     Delete {
         key: ObjectKey,
         expected: Revision,
+        /// Whose it was: the change log shows the deletion to the same readers as the changes before it.
+        tenant: Option<TenantName>,
     },
 }
 
@@ -237,6 +245,26 @@ impl Object {
         };
         ObjectKey { kind, id }
     }
+
+    /// Whose it is, and who may see its changes besides operators. `None`: the cluster's.
+    pub fn tenant(&self) -> Option<&TenantName> {
+        match self {
+            Self::Tenant(tenant) => Some(&tenant.id),
+            Self::Vm(vm) => Some(&vm.spec.tenant),
+            Self::Network(network) => Some(&network.tenant),
+            Self::SecurityGroup(group) => Some(&group.tenant),
+            Self::ApiToken(_)
+            | Self::JoinToken(_)
+            | Self::Host(_)
+            | Self::Image(_)
+            | Self::Migration(_)
+            | Self::Plan(_)
+            | Self::Policy(_)
+            | Self::Idempotency(_)
+            | Self::Port(_)
+            | Self::PlacementRule(_) => None,
+        }
+    }
 }
 
 /// An object as the store gives it back at start-up.
@@ -273,6 +301,12 @@ pub struct Actor {
     /// Shown in events: the token's id, or `server` for its own configuration.
     pub name: String,
     pub role: Role,
+}
+
+impl From<&Actor> for EventActor {
+    fn from(actor: &Actor) -> Self {
+        Self { name: actor.name.clone(), role: actor.role.clone() }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -5,7 +5,8 @@
 //! revision each object had before the step: the store checks it again.
 
 use crate::interface::{Commit, Idempotency, Object, ObjectKey, Stored, Write};
-use drover_model::event::{Event, Severity};
+use crate::journal::{Append, Retention};
+use drover_model::event::{Event, EventActor, Severity};
 use drover_model::intent::{ApiToken, Host, Image, JoinToken, Tenant, Vm};
 use drover_model::migration::MigrationRecord;
 use drover_model::network::{Network, Port, SecurityGroup};
@@ -49,6 +50,12 @@ pub struct Tables {
     pub ports: Table<PortId, Port>,
     pub rules: Table<RuleId, PlacementRule>,
     pub events: VecDeque<Event>,
+    /// Records that the step under way adds to the store's streams.
+    pub appends: Vec<Append>,
+    /// How long streams keep their records, where the step under way says so.
+    pub retention: Vec<Retention>,
+    /// Whose request is being handled: every event made meanwhile says so.
+    pub actor: Option<EventActor>,
     next_event: EventSeq,
     changes: Changes,
 }
@@ -64,6 +71,7 @@ struct Changes {
 struct Change {
     /// The revision before the step; `None` if the object is new in it.
     before: Option<Revision>,
+    tenant: Option<TenantName>,
     /// `None`: removed.
     object: Option<Object>,
 }
@@ -158,7 +166,7 @@ impl Tables {
         let key = value.key();
         let before = T::table_mut(self).insert(key, Row { revision, value: value.clone() }).map(|row| row.revision);
         let object = value.wrap();
-        let change = self.changes.writes.entry(object.key()).or_insert(Change { before, object: None });
+        let change = self.changes.writes.entry(object.key()).or_insert(Change { before, tenant: None, object: None });
         change.object = Some(object);
     }
 
@@ -172,11 +180,13 @@ impl Tables {
 
     pub fn remove<T: Entity>(&mut self, key: &T::Key) {
         if let Some(Row { revision, value }) = T::table_mut(self).remove(key) {
-            let change = self
-                .changes
-                .writes
-                .entry(value.wrap().key())
-                .or_insert(Change { before: Some(revision), object: None });
+            let object = value.wrap();
+            let change = self.changes.writes.entry(object.key()).or_insert(Change {
+                before: Some(revision),
+                tenant: None,
+                object: None,
+            });
+            change.tenant = object.tenant().cloned();
             change.object = None;
         }
     }
@@ -199,6 +209,7 @@ impl Tables {
             tenant: tenant.cloned(),
             kind: kind.to_owned(),
             text: text.into(),
+            actor: self.actor.clone(),
         };
         self.next_event = self.next_event.next();
         if self.events.len() == EVENTS_MAX {
@@ -220,16 +231,18 @@ impl Tables {
             .into_iter()
             .filter_map(|(key, change)| match (change.object, change.before) {
                 (Some(object), expected) => Some(Write::Put { object, expected }),
-                (None, Some(expected)) => Some(Write::Delete { key, expected }),
+                (None, Some(expected)) => Some(Write::Delete { key, expected, tenant: change.tenant }),
                 // Made and removed within the step.
                 (None, None) => None,
             })
             .collect();
-        if writes.is_empty() && events.is_empty() {
+        let appends = std::mem::take(&mut self.appends);
+        let retention = std::mem::take(&mut self.retention);
+        if writes.is_empty() && events.is_empty() && appends.is_empty() && retention.is_empty() {
             return None;
         }
         self.revision = self.revision.next();
-        Some(Commit { revision: self.revision, writes, events })
+        Some(Commit { revision: self.revision, writes, events, appends, retention, ..Commit::default() })
     }
 
     pub fn revision_of(&self, key: &ObjectKey) -> Option<Revision> {
@@ -272,6 +285,9 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::{Owner, Stream, Topic};
+    use drover_model::Millis;
+    use drover_model::intent::Role;
 
     fn tenant(id: &str) -> Tenant {
         Tenant { id: id.parse().unwrap(), created_at: TimeMs(1) }
@@ -305,6 +321,30 @@ mod tests {
         tables.take_commit();
         tables.remove::<Tenant>(&"b".parse().unwrap());
         let commit = tables.take_commit().unwrap();
-        assert!(matches!(&commit.writes[..], [Write::Delete { expected: Revision(1), .. }]), "{commit:?}");
+        let key = ObjectKey { kind: "tenant", id: "b".to_owned() };
+        let tenant = Some("b".parse().unwrap());
+        assert_eq!(commit.writes, [Write::Delete { key, expected: Revision(1), tenant }]);
+    }
+
+    #[test]
+    fn records_and_events_of_a_step_are_in_its_transaction_and_in_no_other() {
+        let mut tables = Tables::default();
+        let stream = Stream { topic: Topic::Audit, owner: Owner::Cluster };
+        let record = Append { stream: stream.clone(), key: "a".to_owned(), body: "{}".to_owned(), at: TimeMs(5) };
+        tables.appends.push(record.clone());
+        let commit = tables.take_commit().unwrap();
+        assert_eq!((commit.revision, commit.appends), (Revision(1), vec![record]));
+        let retention = Retention { stream, keep_for: Some(Millis(7)) };
+        tables.retention.push(retention.clone());
+        assert_eq!(tables.take_commit().unwrap().retention, [retention]);
+
+        let actor = EventActor { name: "ops".to_owned(), role: Role::Operator };
+        tables.actor = Some(actor.clone());
+        tables.event(TimeMs(6), Severity::Info, "cluster", None, "test", "asked for");
+        tables.actor = None;
+        tables.event(TimeMs(6), Severity::Info, "cluster", None, "test", "by itself");
+        let actors: Vec<_> = tables.take_commit().unwrap().events.into_iter().map(|event| event.actor).collect();
+        assert_eq!(actors, [Some(actor), None]);
+        assert_eq!(tables.take_commit(), None);
     }
 }

@@ -25,6 +25,7 @@ mod security_groups;
 mod staging;
 mod tenants;
 mod vms;
+mod watch;
 
 pub use openapi::openapi_json;
 
@@ -134,6 +135,7 @@ fn quick_routes() -> OpenApiRouter<Api> {
         .merge(migrations::routes())
         .merge(policy::routes())
         .merge(events::routes())
+        .merge(watch::routes())
         .merge(openapi::routes())
 }
 
