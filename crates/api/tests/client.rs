@@ -162,7 +162,7 @@ async fn events_in_pieces(State(broken): State<Broken>, headers: HeaderMap) -> R
 async fn an_event_stream_resumes_where_it_broke_and_ends_when_refused() {
     let broken = Broken::default();
     let client = serve(Router::new().route("/v1/events", get(events_in_pieces)).with_state(broken.clone())).await;
-    let start = EventStreamStart { after: Some(EventSeq(6)), object: None };
+    let start = EventStreamStart { after: Some(EventSeq(6)), ..EventStreamStart::default() };
     let items: Vec<_> = client.event_stream(start).collect().await;
     let (last, events) = items.split_last().unwrap();
     let seqs: Vec<u64> = events.iter().map(|event| event.as_ref().unwrap().seq.0).collect();

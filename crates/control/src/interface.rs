@@ -9,8 +9,9 @@
 pub use crate::kinds::{Draft, Object};
 pub use drover_model::kind::ObjectKey;
 
+use crate::journal::{Append, Retention};
 use drover_model::command::{Command, CommandOutcome, CommandRefusal, MigrationUpdate};
-use drover_model::event::Event;
+use drover_model::event::{Event, EventActor};
 use drover_model::intent::{ApiToken, Image, JoinToken, Role, RunIntent, VmSpec};
 use drover_model::inventory::{HostFacts, VmInventory};
 use drover_model::kind::{Kind, Owner};
@@ -18,7 +19,9 @@ use drover_model::load::{HostSample, VmSample};
 use drover_model::migration::{Method, Priority};
 use drover_model::network::HostNetwork;
 use drover_model::policy::Policy;
-use drover_model::{CommandId, HostId, MigrationId, Millis, PlanId, Revision, SecurityGroupId, TimeMs, TokenId, VmId};
+use drover_model::{
+    CommandId, HostId, MigrationId, Millis, PlanId, Revision, SecurityGroupId, TenantName, TimeMs, TokenId, VmId,
+};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,11 +122,8 @@ pub enum Effect {
         request: RequestId,
         result: Result<Reply, Refusal>,
     },
-    /// What was learned of vms' daily patterns, beside the objects and in no revision. Lost, it is learned anew.
-    StorePatterns {
-        kept: Vec<StoredPattern>,
-        forgotten: BTreeSet<VmId>,
-    },
+    /// What was learned of vms' daily patterns, in a step that has no commit of its own.
+    StorePatterns(PatternWrites),
     /// End this connection: the host was removed, or a newer connection took its place.
     Disconnect {
         host: HostId,
@@ -139,25 +139,35 @@ pub struct StoredPattern {
     pub json: String,
 }
 
+/// Changes of the daily patterns, beside the objects and in no revision. Lost, they are learned anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PatternWrites {
+    pub kept: Vec<StoredPattern>,
+    pub forgotten: BTreeSet<VmId>,
+}
+
 /// One transaction: everything in it becomes durable, or nothing does.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Commit {
     /// The store's revision after it; its own must be exactly one less before it.
     pub revision: Revision,
     pub writes: Vec<Write>,
     pub events: Vec<Event>,
+    pub appends: Vec<Append>,
+    pub retention: Vec<Retention>,
+    /// Written along, because the transaction costs the same with them.
+    pub patterns: PatternWrites,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Write {
     /// `expected`: the revision the object must have now, `None` if it must not exist.
-    Put {
-        object: Object,
-        expected: Option<Revision>,
-    },
+    Put { object: Object, expected: Option<Revision> },
     Delete {
         key: ObjectKey,
         expected: Revision,
+        /// Whose it was: the change log shows the deletion to the same readers as the changes before it.
+        tenant: Option<TenantName>,
     },
 }
 
@@ -245,6 +255,12 @@ pub struct Actor {
     /// Shown in events: the token's id, or `server` for its own configuration.
     pub name: String,
     pub role: Role,
+}
+
+impl From<&Actor> for EventActor {
+    fn from(actor: &Actor) -> Self {
+        Self { name: actor.name.clone(), role: actor.role.clone() }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -13,6 +13,7 @@ mod access;
 mod compatibility;
 mod explain;
 pub mod interface;
+pub mod journal;
 pub mod kinds;
 mod lifecycle;
 mod live;
@@ -173,10 +174,15 @@ impl Control {
             self.lifecycle.changed(change);
             self.live.changed(change);
         }
+        let mut commit = self.tables.take_commit();
+        // Only a tick's commit takes them along: others are waited for.
         if is_tick {
-            self.live.effects.extend(self.patterns.keep());
+            match &mut commit {
+                Some(commit) => commit.patterns = self.patterns.due(now),
+                None => self.live.effects.extend(self.patterns.overdue(now)),
+            }
         }
-        let mut effects: Vec<Effect> = self.tables.take_commit().map(Effect::Commit).into_iter().collect();
+        let mut effects: Vec<Effect> = commit.map(Effect::Commit).into_iter().collect();
         effects.extend(self.fabric.ahead(&self.tables, &self.live));
         effects.append(&mut self.live.effects);
         // A commit of a migration waits for nobody: the rest is told with the next tick, and all of it at once.

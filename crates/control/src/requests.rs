@@ -74,7 +74,10 @@ pub fn handle(control: &mut Control, now: TimeMs, request: Request) -> Result<Re
             return Err(Refusal::new(RefusalKind::Precondition, detail));
         }
     }
-    let reply = dispatch(control, now, &actor, &fresh, action)?;
+    control.tables.actor = Some((&actor).into());
+    let reply = dispatch(control, now, &actor, &fresh, action);
+    control.tables.actor = None;
+    let reply = reply?;
     if let Some((key, fingerprint)) = remembered {
         control.tables.put(Idempotency { key, fingerprint, reply: reply.clone(), at: now });
     }

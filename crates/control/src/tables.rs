@@ -8,10 +8,11 @@
 //! costs next to nothing.
 
 use crate::interface::{Commit, Stored, Write};
+use crate::journal::{Append, Retention};
 use crate::kinds::{Entity, Object, Rows};
 use crate::shared::SharedMap;
 use crate::time::WallOffset;
-use drover_model::event::{Event, Severity};
+use drover_model::event::{Event, EventActor, Severity};
 use drover_model::kind::{Kind, ObjectKey, Owner};
 use drover_model::{EventSeq, MigrationId, PlanId, Revision, TenantName, TimeMs};
 use immutable_chunkmap::map::MapM;
@@ -166,6 +167,12 @@ pub struct Tables {
     pub events: VecDeque<Event>,
     /// What events are dated with.
     pub wall_offset: WallOffset,
+    /// Records that the step under way adds to the store's streams.
+    pub appends: Vec<Append>,
+    /// How long streams keep their records, where the step under way says so.
+    pub retention: Vec<Retention>,
+    /// Whose request is being handled: every event made meanwhile says so.
+    pub actor: Option<EventActor>,
     next_event: EventSeq,
     changes: Changes,
 }
@@ -271,6 +278,7 @@ impl Tables {
             tenant: tenant.cloned(),
             kind: kind.to_owned(),
             text: text.into(),
+            actor: self.actor.clone(),
         };
         self.next_event = self.next_event.next();
         if self.events.len() == EVENTS_MAX {
@@ -293,16 +301,21 @@ impl Tables {
             .into_iter()
             .filter_map(|(key, touched)| match (touched.after, touched.expected) {
                 (Some(object), expected) => Some(Write::Put { object, expected }),
-                (None, Some(expected)) => Some(Write::Delete { key, expected }),
+                (None, Some(expected)) => {
+                    let tenant = touched.before.as_ref().and_then(|object| object.tenant().cloned());
+                    Some(Write::Delete { key, expected, tenant })
+                }
                 // Made and removed within the step.
                 (None, None) => None,
             })
             .collect();
-        if writes.is_empty() && events.is_empty() {
+        let appends = std::mem::take(&mut self.appends);
+        let retention = std::mem::take(&mut self.retention);
+        if writes.is_empty() && events.is_empty() && appends.is_empty() && retention.is_empty() {
             return None;
         }
         self.revision = self.revision.next();
-        Some(Commit { revision: self.revision, writes, events })
+        Some(Commit { revision: self.revision, writes, events, appends, retention, ..Commit::default() })
     }
 
     /// The next free plan number. Retention keeps the newest, so numbers are never used twice.
@@ -318,6 +331,9 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::{Owner, Stream, Topic};
+    use drover_model::Millis;
+    use drover_model::intent::Role;
     use drover_model::intent::Tenant;
 
     fn tenant(name: &str) -> Tenant {
@@ -360,6 +376,30 @@ mod tests {
         tables.take_commit();
         tables.remove::<Tenant>(&"b".parse().unwrap());
         let commit = tables.take_commit().unwrap();
-        assert!(matches!(&commit.writes[..], [Write::Delete { expected: Revision(1), .. }]), "{commit:?}");
+        let key = ObjectKey { kind: "tenant", id: "b".to_owned() };
+        let tenant = Some("b".parse().unwrap());
+        assert_eq!(commit.writes, [Write::Delete { key, expected: Revision(1), tenant }]);
+    }
+
+    #[test]
+    fn records_and_events_of_a_step_are_in_its_transaction_and_in_no_other() {
+        let mut tables = Tables::default();
+        let stream = Stream { topic: Topic::Audit, owner: Owner::Cluster };
+        let record = Append { stream: stream.clone(), key: "a".to_owned(), body: "{}".to_owned(), at: TimeMs(5) };
+        tables.appends.push(record.clone());
+        let commit = tables.take_commit().unwrap();
+        assert_eq!((commit.revision, commit.appends), (Revision(1), vec![record]));
+        let retention = Retention { stream, keep_for: Some(Millis(7)) };
+        tables.retention.push(retention.clone());
+        assert_eq!(tables.take_commit().unwrap().retention, [retention]);
+
+        let actor = EventActor { name: "ops".to_owned(), role: Role::Operator };
+        tables.actor = Some(actor.clone());
+        tables.event(TimeMs(6), Severity::Info, "cluster", None, "test", "asked for");
+        tables.actor = None;
+        tables.event(TimeMs(6), Severity::Info, "cluster", None, "test", "by itself");
+        let actors: Vec<_> = tables.take_commit().unwrap().events.into_iter().map(|event| event.actor).collect();
+        assert_eq!(actors, [Some(actor), None]);
+        assert_eq!(tables.take_commit(), None);
     }
 }

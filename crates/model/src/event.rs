@@ -1,5 +1,6 @@
 //! What happened, for people and for `events --follow`. Appended in the same transaction as the change it tells of.
 
+use crate::intent::Role;
 use crate::{EventSeq, TenantName, TimeMs};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -17,6 +18,18 @@ pub struct Event {
     pub kind: String,
     /// One sentence for people; where something failed, it says what to do.
     pub text: String,
+    /// Whose request caused it. `None`: drover's own loops, or an event from before actors were recorded.
+    #[serde(default)]
+    pub actor: Option<EventActor>,
+}
+
+/// Who made the request that an event tells of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventActor {
+    /// The token's id, `host/<id>` for a host that joins, or `server` for the server's own configuration.
+    pub name: String,
+    /// As it was at the time of the request.
+    pub role: Role,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

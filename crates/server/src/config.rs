@@ -160,6 +160,8 @@ pub struct Limits {
     pub consoles_max: usize,
     /// Events kept in the store; older ones go.
     pub events_kept_max: u64,
+    /// Revisions of which the log of changed objects is kept; who watches and falls further behind lists anew.
+    pub changes_kept_max: u64,
     /// Longest life of a join token.
     pub join_token_life_s_max: u64,
     /// How often in a row a failed store is tried again before the server gives up and exits.
@@ -185,6 +187,7 @@ impl Default for Limits {
             event_streams_max: 64,
             consoles_max: 64,
             events_kept_max: 100_000,
+            changes_kept_max: 100_000,
             join_token_life_s_max: 7 * 86_400,
             store_retries_max: 10,
         }
@@ -304,6 +307,7 @@ impl ServerConfig {
             ("limits.image_file_bytes_max", self.limits.image_file_bytes_max, 1..=1 << 50),
             ("limits.join_token_life_s_max", self.limits.join_token_life_s_max, 1..=365 * 86_400),
             ("limits.events_kept_max", self.limits.events_kept_max, 100..=100_000_000),
+            ("limits.changes_kept_max", self.limits.changes_kept_max, 100..=100_000_000),
             ("limits.store_retries_max", u64::from(self.limits.store_retries_max), 1..=1_000),
             ("limits.queue_max", self.limits.queue_max as u64, 1..=1 << 20),
             ("limits.agent_queue_max", self.limits.agent_queue_max as u64, 16..=1 << 20),

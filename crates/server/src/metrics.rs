@@ -310,7 +310,7 @@ mod tests {
             report: over.then_some(MigrationReport { downtime: Millis(40), ..Default::default() }),
         };
         let writes = vec![Write::Put { object: Object::Migration(migration), expected: None }];
-        Commit { revision: Revision(1), writes, events: Vec::new() }
+        Commit { revision: Revision(1), writes, ..Commit::default() }
     }
 
     #[test]

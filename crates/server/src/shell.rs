@@ -12,7 +12,7 @@
 use crate::hub::{End, Hub};
 use crate::metrics::Metrics;
 use crate::power::{PowerDrivers, PowerResult};
-use crate::store::{Store, StoreError};
+use crate::store::{Reader, Store, StoreError};
 use drover_api::agent::ToAgent;
 use drover_control::interface::{
     Action, Actor, AgentMessage, Commit, ConnectionId, Effect, Input, PersistedState, Refusal, RefusalKind, Reply,
@@ -66,6 +66,8 @@ impl Clock {
 pub enum ShellError {
     #[error("the store failed {tries} times in a row; correct what it says and start the server again")]
     Store { tries: u32, source: StoreError },
+    #[error("the server no longer holds its store")]
+    LeaseLost { source: StoreError },
 }
 
 /// A request of the API on its way to the state machine.
@@ -106,6 +108,7 @@ pub struct ShellHandle {
     queue: mpsc::Sender<Message>,
     serving: Arc<AtomicBool>,
     events: watch::Receiver<EventSeq>,
+    reader: Arc<dyn Reader>,
 }
 
 impl std::fmt::Debug for ShellHandle {
@@ -163,6 +166,11 @@ impl ShellHandle {
     /// The newest event that is durable; changes whenever there is a newer one.
     pub fn newest_event(&self) -> watch::Receiver<EventSeq> {
         self.events.clone()
+    }
+
+    /// What is durable, read past the state machine.
+    pub fn reader(&self) -> &dyn Reader {
+        &*self.reader
     }
 
     /// Hands over what power drivers find, for as long as they live.
@@ -223,7 +231,8 @@ impl Shell {
         let (sender, queue) = mpsc::channel(around.queue_max);
         let (events, events_seen) = watch::channel(newest);
         let serving = Arc::new(AtomicBool::new(true));
-        let handle = ShellHandle { queue: sender, serving: serving.clone(), events: events_seen };
+        let handle =
+            ShellHandle { queue: sender, serving: serving.clone(), events: events_seen, reader: store.reader() };
         let shell = Self {
             control,
             settings,
@@ -241,8 +250,17 @@ impl Shell {
         Ok((shell, handle))
     }
 
-    /// Runs until `ending` is cancelled, or until the store has failed too often.
+    /// Runs until `ending` is cancelled, until the store has failed too often, or another process has taken it over.
     pub async fn run(mut self, ending: CancellationToken) -> Result<(), ShellError> {
+        let ended = self.serve(ending).await;
+        match self.store.release().await {
+            Ok(()) | Err(StoreError::LeaseLost { .. }) => {}
+            Err(error) => tracing::warn!(error = %chain(&error), "the store's lease was not given back; it expires"),
+        }
+        ended
+    }
+
+    async fn serve(&mut self, ending: CancellationToken) -> Result<(), ShellError> {
         let mut ticks = tokio::time::interval(self.around.tick);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -272,9 +290,23 @@ impl Shell {
 
     async fn tick(&mut self) -> Result<(), ShellError> {
         match &self.health {
-            Health::Serving => self.step(Input::Tick).await,
+            Health::Serving => {
+                self.step(Input::Tick).await?;
+                self.maintain().await
+            }
             Health::Broken { retry_at, .. } if Instant::now() >= *retry_at => self.recover().await,
             Health::Broken { .. } => Ok(()),
+        }
+    }
+
+    /// Not while broken: what the store does of its own needs the room that is missing.
+    async fn maintain(&mut self) -> Result<(), ShellError> {
+        if !matches!(self.health, Health::Serving) {
+            return Ok(());
+        }
+        match self.store.maintain(self.clock.now().at).await {
+            Ok(()) => Ok(()),
+            Err(error) => self.broken(error).await,
         }
     }
 
@@ -331,8 +363,8 @@ impl Shell {
                 Effect::Network { host: _, connection, network } => {
                     self.around.hub.send(connection, ToAgent::Network { network });
                 }
-                Effect::StorePatterns { kept, forgotten } => {
-                    if let Err(error) = self.store.keep(&kept, &forgotten).await {
+                Effect::StorePatterns(patterns) => {
+                    if let Err(error) = self.store.keep(&patterns).await {
                         return self.broken(error).await;
                     }
                 }
@@ -371,10 +403,17 @@ impl Shell {
         self.serving.store(false, Ordering::Release);
         self.around.metrics.store_failed();
         let told = match &error {
-            StoreError::Full { .. } | StoreError::Conflict { .. } | StoreError::RevisionConflict { .. } => {
-                format!("{error}. Nothing was changed")
-            }
-            StoreError::Io { .. } | StoreError::Unreadable { .. } | StoreError::Schema { .. } => {
+            StoreError::Full { .. }
+            | StoreError::Conflict { .. }
+            | StoreError::RecordConflict { .. }
+            | StoreError::RevisionConflict { .. }
+            | StoreError::LeaseHeld { .. }
+            | StoreError::LeaseLost { .. } => format!("{error}. Nothing was changed"),
+            StoreError::Io { .. }
+            | StoreError::Lock { .. }
+            | StoreError::Migration { .. }
+            | StoreError::Unreadable { .. }
+            | StoreError::Schema { .. } => {
                 format!(
                     "{error}. Whether the change was made is not known: look, or repeat it with its Idempotency-Key"
                 )
@@ -384,6 +423,9 @@ impl Shell {
             let _gone = answer.send(Err(unavailable(told.clone())));
         }
         self.around.hub.disconnect_all("the store can't be used");
+        if matches!(error, StoreError::LeaseLost { .. }) {
+            return Err(ShellError::LeaseLost { source: error });
+        }
         // Queries are answered from what is durable, from here on.
         match self.reload().await {
             Ok(()) => self.retry_later(error, true),
@@ -406,8 +448,10 @@ impl Shell {
         if let Err(error) = self.reload().await {
             return self.retry_later(error, false);
         }
-        if let Err(error) = self.store.probe().await {
-            return self.retry_later(error, true);
+        match self.store.probe().await {
+            Ok(()) => {}
+            Err(source @ StoreError::LeaseLost { .. }) => return Err(ShellError::LeaseLost { source }),
+            Err(error) => return self.retry_later(error, true),
         }
         tracing::info!("the store can be written again");
         self.health = Health::Serving;

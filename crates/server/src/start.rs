@@ -11,7 +11,7 @@ use crate::power::{PowerDrivers, PowerResult};
 use crate::secret;
 use crate::serve::{ServeLimits, serve};
 use crate::shell::{Change, Shell, ShellError, ShellHandle, Surroundings, now};
-use crate::store::sqlite::SqliteStore;
+use crate::store::sqlite::{Kept, SqliteStore};
 use anyhow::{Context as _, anyhow};
 use drover_control::Settings;
 use drover_control::interface::{Action, Actor};
@@ -145,7 +145,12 @@ async fn shell_of(
     hub: &Arc<Hub>,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<(Shell, ShellHandle, mpsc::Receiver<PowerResult>)> {
-    let store = SqliteStore::open(&dirs.store(), config.limits.events_kept_max).await?;
+    let kept = Kept {
+        events_max: config.limits.events_kept_max,
+        changes_max: config.limits.changes_kept_max,
+        maintain_every: SqliteStore::MAINTAIN_EVERY,
+    };
+    let store = SqliteStore::open_when_free(&dirs.store(), kept).await?;
     let (power_results, power_found) = mpsc::channel(POWER_RESULTS_MAX);
     let around = Surroundings {
         hub: hub.clone(),

@@ -279,6 +279,12 @@ impl Cluster {
             Input::Request(request) => Some(request.action.clone()),
             Input::Tick | Input::Agent { .. } | Input::Power { .. } => None,
         };
+        if input == Input::Tick
+            && self.shell.control.is_some()
+            && let Err(error) = self.shell.store.maintain(self.shell.epoch, now)
+        {
+            self.around.witness.broken(error.to_string());
+        }
         let control = self.shell.control.as_mut()?;
         let effects = control.step(now, input);
         self.around.witness.stepped(&effects, control);
@@ -298,7 +304,11 @@ impl Cluster {
                 Effect::Network { host: _, connection, network } => {
                     self.send_to_agent(connection, ToAgent::Network(network));
                 }
-                Effect::StorePatterns { kept, forgotten } => self.shell.store.keep(kept, &forgotten),
+                Effect::StorePatterns(patterns) => {
+                    if let Err(error) = self.shell.store.keep(self.shell.epoch, &patterns) {
+                        self.around.witness.broken(error.to_string());
+                    }
+                }
                 Effect::Power { host, op } => self.ask_power_driver(host, op),
                 Effect::Reply { request: _, result } => {
                     if let (Ok(_), Some(ask)) = (&result, &ask) {
@@ -328,7 +338,7 @@ impl Cluster {
             self.die_in_commit();
             return None;
         }
-        let result = self.shell.store.commit(commit);
+        let result = self.shell.store.commit(self.shell.epoch, self.now(), commit);
         let durable = matches!(result, Ok(()) | Err(CommitError::Unconfirmed));
         if durable && let Some(control) = &self.shell.control {
             self.around.witness.committed(commit, control);
@@ -341,7 +351,7 @@ impl Cluster {
                 None
             }
             Err(error) => {
-                if matches!(error, CommitError::Contract(_)) {
+                if matches!(error, CommitError::Contract { .. }) {
                     self.around.witness.broken(error.to_string());
                 }
                 self.around.witness.note(format!("a commit failed: {error}"));

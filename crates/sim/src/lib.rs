@@ -14,6 +14,7 @@
 mod adopt;
 mod agent;
 mod cluster;
+pub mod contract;
 mod dice;
 mod faults;
 mod fleet;
@@ -28,7 +29,7 @@ pub mod replay;
 mod schedule;
 mod settle;
 mod shell;
-mod store;
+pub mod store;
 mod workload;
 
 pub use cluster::{Broken, Cluster, host_id};

@@ -1,6 +1,6 @@
 //! The server around the real [`Control`]: the store, requests, and what happens to both when it dies.
 
-use crate::store::Store;
+use crate::store::{Epoch, Store};
 use drover_control::{Control, Settings};
 use drover_model::TimeMs;
 
@@ -14,6 +14,8 @@ pub enum DiesAt {
 #[derive(Debug)]
 pub struct Shell {
     pub store: Store,
+    /// Under which this server writes.
+    pub epoch: Epoch,
     /// `None`: the server is down, or its store can't be written.
     pub control: Option<Control>,
     pub settings: Settings,
@@ -27,7 +29,8 @@ pub struct Shell {
 impl Shell {
     pub fn new(settings: Settings) -> Self {
         let (next_request, next_connection) = (0, 0);
-        Self { store: Store::default(), control: None, settings, run: 0, dies_at: None, next_request, next_connection }
+        let (store, epoch) = (Store::default(), Epoch::default());
+        Self { store, epoch, control: None, settings, run: 0, dies_at: None, next_request, next_connection }
     }
 
     pub fn die_at_commit(&mut self, after: bool) {
@@ -36,6 +39,10 @@ impl Shell {
 
     /// A new state machine from what is durable.
     pub fn load(&mut self, now: TimeMs) -> Result<(), serde_json::Error> {
+        // Its predecessor is gone, or was this very process: there is nobody to wait for.
+        if let Ok(epoch) = self.store.take_lease(now, false) {
+            self.epoch = epoch;
+        }
         let kept = self.store.load()?;
         self.run += 1;
         self.control = Some(Control::load(kept, self.settings.clone(), now));

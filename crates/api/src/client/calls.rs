@@ -236,8 +236,18 @@ impl Client {
     /// What has happened, oldest first; [`Client::event_stream`] goes on from there.
     pub async fn events(&self, query: &EventQuery) -> Result<List<EventView>, ApiError> {
         let after = query.after.map(|after| after.to_string());
+        let before = query.before.map(|before| before.to_string());
+        let since = query.since_ms.map(|since| since.to_string());
+        let severity = query.severity.map(|severity| severity.to_string());
         let limit = query.limit.map(|limit| limit.to_string());
-        let query = [("after", after.as_deref()), ("limit", limit.as_deref()), ("object", query.object.as_deref())];
+        let query = [
+            ("after", after.as_deref()),
+            ("before", before.as_deref()),
+            ("since_ms", since.as_deref()),
+            ("severity", severity.as_deref()),
+            ("limit", limit.as_deref()),
+            ("object", query.object.as_deref()),
+        ];
         self.get(&["v1", "events"], &query).await
     }
 

@@ -22,7 +22,7 @@ pub use calls::Tagged;
 pub use console::{Console, ConsoleOutput, ConsoleReader, ConsoleWriter};
 pub use error::{ApiError, BadConfig};
 pub use objects::Objects;
-pub use stream::EventStreamStart;
+pub use stream::{EventStreamStart, WatchStart, Watched};
 
 use crate::problem::Problem;
 use crate::v1;

@@ -1,4 +1,4 @@
-//! Events as they come. A stream outlives the connections it is made of:
+//! Events and changes of objects as they come. A stream outlives the connections it is made of:
 //!
 //! ```text
 //!            ┌──────── broke: wait, longer each time ────────┐
@@ -11,11 +11,13 @@
 
 use super::sse::{Message, Parser};
 use super::{ApiError, Client, limits};
-use crate::v1::{EventQuery, EventView, SSE_EVENT};
-use drover_model::EventSeq;
+use crate::v1::{ChangeView, EventQuery, EventView, SSE_CHANGE, SSE_EVENT, SSE_LIST_ANEW, SSE_REVISION};
+use drover_model::event::Severity;
+use drover_model::{EventSeq, Revision};
 use futures_util::{Stream, stream};
 use reqwest::header::ACCEPT;
 use reqwest::{Method, Response};
+use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -26,6 +28,29 @@ pub struct EventStreamStart {
     pub after: Option<EventSeq>,
     /// Only events of this object.
     pub object: Option<String>,
+    /// Only events of this severity or a higher one; without it, all.
+    pub severity: Option<Severity>,
+}
+
+/// Which changes of objects a stream gives.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WatchStart {
+    /// Everything after this one; without it, what changes from now on.
+    pub after: Option<Revision>,
+    /// Only objects of these kinds; if empty, of all.
+    pub kinds: Vec<String>,
+}
+
+/// What a watch gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Watched {
+    /// Everything up to here was seen. The first item of each connection: objects that are listed from here on
+    /// are at this revision or a later one.
+    Upto(Revision),
+    /// May come twice after a lost connection.
+    Change(ChangeView),
+    /// The last item: older changes are no longer kept. List the objects, and watch from this revision on.
+    ListAnew(Revision),
 }
 
 impl Client {
@@ -34,26 +59,44 @@ impl Client {
         &self,
         start: EventStreamStart,
     ) -> impl Stream<Item = Result<EventView, ApiError>> + Send + use<> {
-        let state = EventStream {
-            client: self.clone(),
-            start,
-            open: None,
-            waiting: VecDeque::new(),
-            failures: 0,
-            ended: false,
-        };
-        stream::unfold(state, |mut state| async move {
-            let item = state.next().await?;
-            state.ended = item.is_err();
-            Some((item, state))
-        })
+        let severity = start.severity.map(|severity| severity.to_string());
+        let query = vec![("object", start.object), ("severity", severity)];
+        let mut state = ResumedStream::new(self.clone(), "events", query, read_event);
+        state.after = start.after.map(|after| after.0);
+        state.starts_at_newest_event = true;
+        state.into_stream()
+    }
+
+    /// Every change of objects in order, over any number of reconnects. Ends after its first error, and after
+    /// [`Watched::ListAnew`].
+    pub fn watch(&self, start: WatchStart) -> impl Stream<Item = Result<Watched, ApiError>> + Send + use<> {
+        let kinds = (!start.kinds.is_empty()).then(|| start.kinds.join(","));
+        let mut state = ResumedStream::new(self.clone(), "watch", vec![("kinds", kinds)], read_change);
+        state.after = start.after.map(|after| after.0);
+        state.into_stream()
     }
 }
 
-struct EventStream {
+/// What a message comes to.
+enum Read<T> {
+    /// Of another sort, or seen before.
+    Nothing,
+    Item(T),
+    /// Nothing follows.
+    Last(T),
+}
+
+/// Reads a message; `after` moves on with what was seen.
+type Reading<T> = fn(&Client, &Message, &mut Option<u64>) -> Result<Read<T>, ApiError>;
+
+struct ResumedStream<T> {
     client: Client,
-    /// `after` moves on with each event.
-    start: EventStreamStart,
+    noun: &'static str,
+    query: Vec<(&'static str, Option<String>)>,
+    /// `Last-Event-ID`.
+    after: Option<u64>,
+    starts_at_newest_event: bool,
+    read: Reading<T>,
     open: Option<Connection>,
     waiting: VecDeque<Message>,
     /// In a row.
@@ -66,16 +109,35 @@ struct Connection {
     parser: Parser,
 }
 
-impl EventStream {
-    async fn next(&mut self) -> Option<Result<EventView, ApiError>> {
+impl<T> ResumedStream<T> {
+    /// From now on.
+    fn new(client: Client, noun: &'static str, query: Vec<(&'static str, Option<String>)>, read: Reading<T>) -> Self {
+        let (open, waiting) = (None, VecDeque::new());
+        let (after, starts_at_newest_event) = (None, false);
+        Self { client, noun, query, after, starts_at_newest_event, read, open, waiting, failures: 0, ended: false }
+    }
+
+    fn into_stream(self) -> impl Stream<Item = Result<T, ApiError>> + Send + use<T> {
+        stream::unfold(self, |mut state| async move {
+            let item = state.next().await?;
+            state.ended |= item.is_err();
+            Some((item, state))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Result<T, ApiError>> {
         if self.ended {
             return None;
         }
         loop {
             if let Some(message) = self.waiting.pop_front() {
-                match self.event(&message) {
-                    Ok(Some(event)) => return Some(Ok(event)),
-                    Ok(None) => continue,
+                match (self.read)(&self.client, &message, &mut self.after) {
+                    Ok(Read::Nothing) => continue,
+                    Ok(Read::Item(item)) => return Some(Ok(item)),
+                    Ok(Read::Last(item)) => {
+                        self.ended = true;
+                        return Some(Ok(item));
+                    }
                     Err(error) => return Some(Err(error)),
                 }
             }
@@ -93,12 +155,10 @@ impl EventStream {
     /// Opens the connection, or reads one piece from it.
     async fn advance(&mut self) -> Result<(), ApiError> {
         let Some(open) = &mut self.open else {
-            let after = match self.start.after {
-                Some(after) => after,
-                None => self.newest().await?,
-            };
-            self.start.after = Some(after);
-            self.open = Some(self.connect(after).await?);
+            if self.after.is_none() && self.starts_at_newest_event {
+                self.after = Some(self.newest_event().await?);
+            }
+            self.open = Some(self.connect().await?);
             return Ok(());
         };
         let broke = |source: Box<dyn std::error::Error + Send + Sync>| ApiError::Unreachable {
@@ -120,20 +180,22 @@ impl EventStream {
     }
 
     /// Where "from now on" begins: fixed before the first connection, so that its loss loses nothing.
-    async fn newest(&self) -> Result<EventSeq, ApiError> {
+    async fn newest_event(&self) -> Result<u64, ApiError> {
         let newest = self.client.events(&EventQuery { limit: Some(1), ..EventQuery::default() }).await?;
-        Ok(newest.items.last().map_or(EventSeq(0), |event| event.seq))
+        Ok(newest.items.last().map_or(0, |event| event.seq.0))
     }
 
-    async fn connect(&self, after: EventSeq) -> Result<Connection, ApiError> {
-        let query = [("object", self.start.object.as_deref())];
-        let request = self
+    async fn connect(&self) -> Result<Connection, ApiError> {
+        let query: Vec<_> = self.query.iter().map(|(key, value)| (*key, value.as_deref())).collect();
+        let mut request = self
             .client
-            .request(Method::GET, &["v1", "events"], &query)
+            .request(Method::GET, &["v1", self.noun], &query)
             .header(ACCEPT, "text/event-stream")
-            .header("last-event-id", after.0)
-            // The whole answer takes as long as there are events: only its beginning is bounded, below.
+            // The whole answer takes as long as there is something to say: only its beginning is bounded, below.
             .timeout(Duration::MAX);
+        if let Some(after) = self.after {
+            request = request.header("last-event-id", after);
+        }
         let response = match tokio::time::timeout(limits::REQUEST, request.send()).await {
             Ok(sent) => sent.map_err(|error| self.client.transport_error(error))?,
             Err(_) => {
@@ -153,19 +215,38 @@ impl EventStream {
                 .unwrap_or_else(|| self.client.unexpected(status, "no events")))
         }
     }
+}
 
-    /// The event in a message, unless it is of another kind or was seen before.
-    fn event(&mut self, message: &Message) -> Result<Option<EventView>, ApiError> {
-        if !matches!(message.event.as_str(), "" | SSE_EVENT) {
-            return Ok(None);
-        }
-        let event: EventView = serde_json::from_str(&message.data)
-            .map_err(|error| self.client.unexpected(200, format!("an event that does not fit ({error})")))?;
-        if self.start.after.is_some_and(|after| event.seq <= after) {
-            return Ok(None);
-        }
-        self.start.after = Some(event.seq);
-        Ok(Some(event))
+fn decode<T: DeserializeOwned>(client: &Client, message: &Message, what: &str) -> Result<T, ApiError> {
+    serde_json::from_str(&message.data)
+        .map_err(|error| client.unexpected(200, format!("{what} that does not fit ({error})")))
+}
+
+fn read_event(client: &Client, message: &Message, after: &mut Option<u64>) -> Result<Read<EventView>, ApiError> {
+    if !matches!(message.event.as_str(), "" | SSE_EVENT) {
+        return Ok(Read::Nothing);
+    }
+    let event: EventView = decode(client, message, "an event")?;
+    if after.is_some_and(|after| event.seq.0 <= after) {
+        return Ok(Read::Nothing);
+    }
+    *after = Some(event.seq.0);
+    Ok(Read::Item(event))
+}
+
+fn read_change(client: &Client, message: &Message, after: &mut Option<u64>) -> Result<Read<Watched>, ApiError> {
+    let revision = match message.id.as_deref().map(str::parse::<u64>) {
+        Some(Ok(revision)) => Some(revision),
+        Some(Err(_)) => return Err(client.unexpected(200, "a change whose id is no revision".to_owned())),
+        None => None,
+    };
+    // Only the last change of a revision has an id: what was seen before it is asked for again.
+    *after = revision.or(*after);
+    match (message.event.as_str(), revision.map(Revision)) {
+        (SSE_CHANGE, _) => Ok(Read::Item(Watched::Change(decode(client, message, "a change")?))),
+        (SSE_REVISION, Some(revision)) => Ok(Read::Item(Watched::Upto(revision))),
+        (SSE_LIST_ANEW, Some(revision)) => Ok(Read::Last(Watched::ListAnew(revision))),
+        (_, _) => Ok(Read::Nothing),
     }
 }
 

@@ -138,6 +138,16 @@ kinds! {
     rules: PlacementRule(PlacementRule),
 }
 
+impl Object {
+    /// Whose it is, and who may see its changes besides operators; a tenant sees its own. `None`: the cluster's.
+    pub fn tenant(&self) -> Option<&TenantName> {
+        match Tenant::unwrap(self) {
+            Some(tenant) => Some(&tenant.name),
+            None => self.owner().tenant(),
+        }
+    }
+}
+
 /// What a request works with.
 pub struct Context<'a> {
     pub control: &'a mut Control,

@@ -98,7 +98,8 @@ pub async fn refresh(client: &Client, snapshot: &mut Snapshot) -> Result<(), Api
 }
 
 async fn new_events(client: &Client, after: Option<EventSeq>) -> Result<Vec<drover_api::v1::EventView>, ApiError> {
-    let query = EventQuery { after: after.map(|seq| seq.0), limit: Some(Snapshot::EVENTS_MAX), object: None };
+    let after = after.map(|seq| seq.0);
+    let query = EventQuery { after, limit: Some(Snapshot::EVENTS_MAX), ..EventQuery::default() };
     Ok(client.events(&query).await?.items)
 }
 

@@ -85,6 +85,7 @@
 //! | `PATCH /v1/policy` | merge patch | 200 [`Policy`] | operator |
 //! | `GET /v1/events` | [`EventQuery`] | 200 [`List`]`<`[`EventView`]`>`, oldest first | any token, own tenant's |
 //! | `GET /v1/events`, `Accept: text/event-stream` | [`EventQuery`], `Last-Event-ID` | server-sent events: `id` is the sequence number, `data` an [`EventView`] | same |
+//! | `GET /v1/watch`, `Accept: text/event-stream` | [`WatchQuery`], `Last-Event-ID` | server-sent events: `id` is the revision, `data` a [`ChangeView`] | any token, own tenant's |
 //! | `GET /v1/explain/{kind}/{id}`, `GET /v1/explain/cluster` | | 200 [`Explanation`] | operator; of its own vms any token |
 //!
 //! Authentication: `Authorization: Bearer drover_<token id>_<64 hexadecimal digits>`.
@@ -109,6 +110,7 @@ mod policy;
 mod schema;
 mod tenant;
 mod vm;
+mod watch;
 
 pub use attributes::*;
 pub use cluster::*;
@@ -122,6 +124,7 @@ pub use plan::*;
 pub use policy::*;
 pub use tenant::*;
 pub use vm::*;
+pub use watch::*;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};

@@ -140,14 +140,15 @@ async fn explain_cluster(State(api): State<Api>, Caller(actor): Caller) -> Resul
 }
 
 async fn explanation(api: &Api, actor: Actor, object: String) -> Result<Json<Explanation>, Failure> {
+    let caller = Caller(actor);
     let asked = move |control: &Control| {
-        let explained = control.explain(&object, &actor, control.now())?;
+        let explained = control.explain(&object, &caller.0, control.now())?;
         Ok::<_, Refusal>(Explanation {
             object: explained.object,
             answer: explained.answer,
             because: explained.because,
             rejected: explained.rejected,
-            history: explained.history.iter().map(EventView::from).collect(),
+            history: explained.history.iter().map(|event| EventView::new(event, caller.tenant())).collect(),
             why: explained.why.as_ref().map(|why| why_view(control, why)),
         })
     };

@@ -1,4 +1,5 @@
-//! The event log, in pieces or as a stream of server-sent events (WHATWG HTML, section 9.2).
+//! The event log, in pieces or as a stream of server-sent events (WHATWG HTML, section 9.2). Read from the store,
+//! as far back as it is kept there, and not from the state machine.
 //!
 //! A stream is a cursor over the log, not a queue: a client that reads slowly holds nothing up and costs
 //! nothing. One that falls behind what is kept is told so by an event named `gap` and goes on from there.
@@ -12,10 +13,10 @@ use axum::http::{HeaderMap, header};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
 use drover_api::v1::{EVENTS_LIMIT_DEFAULT, EVENTS_LIMIT_MAX, EventQuery, EventView, List, SSE_EVENT};
-use drover_control::Control;
-use drover_model::event::Event;
+use drover_control::journal::EventRange;
+use drover_model::event::Severity;
 use drover_model::intent::Vm;
-use drover_model::{EventSeq, TenantName};
+use drover_model::{EventSeq, TimeMs};
 use futures_util::stream;
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -33,21 +34,6 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(list_events))
 }
 
-/// Which events somebody sees.
-#[derive(Debug, Clone)]
-struct Filter {
-    /// `None`: everybody's.
-    tenant: Option<TenantName>,
-    object: Option<String>,
-}
-
-impl Filter {
-    fn shows(&self, event: &Event) -> bool {
-        self.tenant.as_ref().is_none_or(|tenant| event.tenant.as_ref() == Some(tenant))
-            && self.object.as_ref().is_none_or(|object| event.object == *object)
-    }
-}
-
 /// Events, oldest first; with `Accept: text/event-stream` as they happen
 ///
 /// A stream resumes after the header `Last-Event-ID`. An event named `gap` says that some are no longer kept.
@@ -62,27 +48,30 @@ async fn list_events(
     Params(query): Params<EventQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let object = match query.object {
-        Some(object) => Some(by_id(&api, &caller, object).await?),
-        None => None,
-    };
-    let filter = Filter { tenant: caller.tenant().cloned(), object };
-    let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
-    if accepts.contains("text/event-stream") {
-        let after = last_event_id(&headers)?.or(query.after).map(EventSeq);
-        return stream_events(&api, credential, filter, after);
-    }
     let limit = query.limit.unwrap_or(EVENTS_LIMIT_DEFAULT);
     if !(1..=EVENTS_LIMIT_MAX).contains(&limit) {
         return Err(Failure::invalid("limit", format!("must lie between 1 and {EVENTS_LIMIT_MAX}")));
     }
-    let list: List<EventView> = match query.after.map(EventSeq) {
-        Some(after) => {
-            let page = api.shell.query(move |control| page(control, &filter, after, limit)).await?;
-            page.events.into_iter().collect()
-        }
-        None => api.shell.query(move |control| newest(control, &filter, limit)).await?.into_iter().collect(),
+    let object = match query.object {
+        Some(object) => Some(by_id(&api, &caller, object).await?),
+        None => None,
     };
+    let range = EventRange {
+        after: query.after.map(EventSeq),
+        before: query.before.map(EventSeq),
+        since: query.since_ms.map(TimeMs),
+        severity: query.severity.unwrap_or(Severity::Info),
+        object,
+        tenant: caller.tenant().cloned(),
+        limit,
+    };
+    let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
+    if accepts.contains("text/event-stream") {
+        let after = last_event_id(&headers)?.map(EventSeq).or(range.after);
+        return stream_events(&api, credential, range, after);
+    }
+    let events = api.shell.reader().events(&range).await?;
+    let list: List<EventView> = events.iter().map(|event| EventView::new(event, caller.tenant())).collect();
     Ok(Json(list).into_response())
 }
 
@@ -95,48 +84,16 @@ async fn by_id(api: &Api, caller: &Caller, object: String) -> Result<String, Fai
     Ok(found.map_or(object, |id| format!("vm/{id}")))
 }
 
-fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Failure> {
+pub(super) fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Failure> {
     let Some(value) = headers.get("last-event-id") else { return Ok(None) };
     let seq = value.to_str().ok().and_then(|text| text.trim().parse().ok());
     seq.map(Some).ok_or_else(|| Failure::invalid("Last-Event-ID", "must be the id of an event, e.g. 42"))
 }
 
-struct Page {
-    events: Vec<EventView>,
-    /// Everything up to here was looked at.
-    seen: EventSeq,
-    /// Events after the cursor that are no longer kept.
-    missing: bool,
-}
-
-fn page(control: &Control, filter: &Filter, after: EventSeq, limit: usize) -> Page {
-    let kept = control.events(after, usize::MAX);
-    let missing = kept.first().is_some_and(|first| first.seq > after.next());
-    let mut page = Page { events: Vec::new(), seen: after, missing };
-    for event in kept {
-        if filter.shows(event) {
-            if page.events.len() == limit {
-                return page;
-            }
-            page.events.push(EventView::from(event));
-        }
-        page.seen = event.seq;
-    }
-    page
-}
-
-fn newest(control: &Control, filter: &Filter, limit: usize) -> Vec<EventView> {
-    let kept = control.events(EventSeq(0), usize::MAX);
-    let mut events: Vec<EventView> =
-        kept.into_iter().rev().filter(|event| filter.shows(event)).take(limit).map(EventView::from).collect();
-    events.reverse();
-    events
-}
-
 struct Cursor {
     api: Api,
     credential: Credential,
-    filter: Filter,
+    range: EventRange,
     after: EventSeq,
     ready: VecDeque<SseEvent>,
     newest: watch::Receiver<EventSeq>,
@@ -147,7 +104,7 @@ struct Cursor {
 fn stream_events(
     api: &Api,
     credential: Credential,
-    filter: Filter,
+    range: EventRange,
     after: Option<EventSeq>,
 ) -> Result<Response, Failure> {
     let permit = permit(&api.0.event_streams, "event streams are open")?;
@@ -156,7 +113,7 @@ fn stream_events(
     let cursor = Cursor {
         api: api.clone(),
         credential,
-        filter,
+        range,
         after,
         ready: VecDeque::new(),
         newest,
@@ -185,14 +142,10 @@ impl Cursor {
                 if !self.credential.holds(&self.api).await {
                     return None;
                 }
-                let (filter, after) = (self.filter.clone(), self.after);
-                let read = self.api.shell.query(move |control| page(control, &filter, after, BATCH_MAX)).await.ok()?;
-                self.fill(read);
-                // Nothing new is kept of what was announced: the log was cut back to where it was durable.
-                if self.after >= newest || !self.ready.is_empty() {
+                self.read(newest).await.ok()?;
+                if self.after < newest || !self.ready.is_empty() {
                     continue;
                 }
-                self.after = newest;
             }
             tokio::select! {
                 changed = self.newest.changed() => changed.ok()?,
@@ -201,73 +154,28 @@ impl Cursor {
         }
     }
 
-    fn fill(&mut self, page: Page) {
-        if page.missing {
+    /// Everything up to `newest` is durable, or was not when it was announced and never will be.
+    async fn read(&mut self, newest: EventSeq) -> Result<(), Failure> {
+        // Within the cursor's own filter; `before` and `since` are for lists.
+        let range =
+            EventRange { after: Some(self.after), before: None, since: None, limit: BATCH_MAX, ..self.range.clone() };
+        let reader = self.api.shell.reader();
+        let events = reader.events(&range).await?;
+        // Looked at after reading, so that what was deleted meanwhile is noticed.
+        if reader.oldest_event().await?.is_some_and(|oldest| oldest > self.after.next()) {
             let text = "events are missing here: they are no longer kept";
             self.ready.push_back(SseEvent::default().event(SSE_GAP).data(text));
         }
-        self.after = page.seen;
-        for event in page.events {
+        let last = events.last().map_or(self.after, |event| event.seq);
+        self.after = if events.len() < BATCH_MAX { last.max(newest) } else { last };
+        for event in &events {
             let id = event.seq.to_string();
-            match SseEvent::default().event(SSE_EVENT).id(id).json_data(&event) {
+            let view = EventView::new(event, self.range.tenant.as_ref());
+            match SseEvent::default().event(SSE_EVENT).id(id).json_data(&view) {
                 Ok(event) => self.ready.push_back(event),
                 Err(error) => tracing::error!(%error, "an event can't be written as JSON"),
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use drover_control::Settings;
-    use drover_control::interface::PersistedState;
-    use drover_model::event::Severity;
-    use drover_model::{Revision, TimeMs};
-
-    fn control(seqs: impl Iterator<Item = u64>) -> Control {
-        let events = seqs.map(|seq| Event {
-            seq: EventSeq(seq),
-            at: TimeMs(seq),
-            severity: Severity::Info,
-            object: if seq % 2 == 0 { "vm/a" } else { "vm/b" }.to_owned(),
-            tenant: Some(if seq % 2 == 0 { "even" } else { "odd" }.parse().unwrap()),
-            kind: "test".to_owned(),
-            text: "something happened".to_owned(),
-        });
-        let kept = PersistedState { events: events.collect(), revision: Revision(1), ..PersistedState::default() };
-        Control::load(kept, Settings::default(), TimeMs(0))
-    }
-
-    fn seqs(events: &[EventView]) -> Vec<u64> {
-        events.iter().map(|event| event.seq.0).collect()
-    }
-
-    const ALL: Filter = Filter { tenant: None, object: None };
-
-    #[test]
-    fn pages_go_on_where_the_last_one_ended_past_what_is_not_shown() {
-        let control = control(1..=10);
-        let even = Filter { tenant: Some("even".parse().unwrap()), object: None };
-        let first = page(&control, &even, EventSeq(0), 2);
-        assert_eq!((seqs(&first.events), first.missing), (vec![2, 4], false));
-        let rest = page(&control, &even, first.seen, 10);
-        assert_eq!((seqs(&rest.events), rest.seen), (vec![6, 8, 10], EventSeq(10)));
-    }
-
-    #[test]
-    fn without_a_cursor_the_newest_come() {
-        let control = control(1..=10);
-        assert_eq!(seqs(&newest(&control, &ALL, 3)), vec![8, 9, 10]);
-        let of_a = Filter { tenant: None, object: Some("vm/a".to_owned()) };
-        assert_eq!(seqs(&newest(&control, &of_a, 2)), vec![8, 10]);
-    }
-
-    #[test]
-    fn events_that_are_no_longer_kept_are_noticed() {
-        let control = control(5..=10);
-        assert!(page(&control, &ALL, EventSeq(3), 10).missing);
-        assert!(!page(&control, &ALL, EventSeq(4), 10).missing);
-        assert!(!page(&control, &ALL, EventSeq(10), 10).missing);
+        Ok(())
     }
 }

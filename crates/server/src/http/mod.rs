@@ -22,6 +22,7 @@ mod read;
 mod staging;
 mod tokens;
 mod vms;
+mod watch;
 
 pub use openapi::openapi_json;
 
@@ -135,6 +136,7 @@ fn quick_routes() -> OpenApiRouter<Api> {
         .merge(migrations::routes())
         .merge(policy::routes())
         .merge(events::routes())
+        .merge(watch::routes())
         .merge(openapi::routes())
 }
 

@@ -1,5 +1,7 @@
 //! Refusals and mistakes as problem documents.
 
+use crate::shell::chain;
+use crate::store::StoreError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -41,6 +43,17 @@ impl From<Refusal> for Failure {
             Some(field) => problem.with_field(field),
             None => problem,
         })
+    }
+}
+
+impl From<StoreError> for Failure {
+    /// Where a reader's connection fails. What it says of files is the operator's to read, in the log.
+    fn from(error: StoreError) -> Self {
+        tracing::error!(error = %chain(&error), "the store can't be read");
+        Self::new(
+            ProblemType::Unavailable,
+            "the store can't be read at the moment; try again, and see the server's log",
+        )
     }
 }
 

@@ -1,73 +1,68 @@
 //! The embedded store: one SQLite file in WAL mode with `synchronous=FULL`, so that a commit that was
-//! acknowledged survives a power cut, and one connection, so that there is one writer.
+//! acknowledged survives a power cut, and one connection that writes. Readers have connections of their own: in WAL
+//! mode they neither wait for the writer nor make it wait.
 
-use super::{Store, StoreError};
+mod lease;
+mod read;
+mod schema;
+mod write;
+
+use super::{Reader, Store, StoreError};
 use async_trait::async_trait;
-use drover_control::interface::{Commit, Object, ObjectKey, PersistedState, Stored, StoredPattern, Write};
-use drover_model::event::{Event, Severity};
-use drover_model::{EventSeq, Revision, TimeMs, VmId};
+use drover_control::EVENTS_MAX;
+use drover_control::interface::{Commit, PatternWrites, PersistedState, Stored, StoredPattern};
+use drover_model::event::{Event, EventActor, Severity};
+use drover_model::{EventSeq, Millis, Revision, TimeMs};
+use lease::Lease;
+use read::SqliteReader;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection, Row};
-use std::collections::BTreeSet;
-use std::path::Path;
-use std::time::Duration;
-
-/// Each entry brings the schema from its index to the next; never changed once released.
-const SCHEMA: &[&str] = &[
-    "
-    CREATE TABLE objects (
-        kind TEXT NOT NULL,
-        id   TEXT NOT NULL,
-        rev  INTEGER NOT NULL,
-        json TEXT NOT NULL,
-        PRIMARY KEY (kind, id)
-    ) STRICT, WITHOUT ROWID;
-    CREATE TABLE events (
-        seq      INTEGER PRIMARY KEY,
-        at       INTEGER NOT NULL,
-        severity TEXT NOT NULL,
-        object   TEXT NOT NULL,
-        tenant   TEXT,
-        kind     TEXT NOT NULL,
-        text     TEXT NOT NULL
-    ) STRICT;
-    CREATE TABLE meta (revision INTEGER NOT NULL) STRICT;
-    INSERT INTO meta VALUES (0);
-",
-    "
-    CREATE TABLE patterns (
-        vm   TEXT PRIMARY KEY,
-        json TEXT NOT NULL
-    ) STRICT, WITHOUT ROWID;
-",
-    // Answers that earlier versions remembered have another form. They are kept for a day at most, so they are let go.
-    "
-    DELETE FROM objects WHERE kind = 'idempotency';
-",
-];
-
-/// Events given back at start; as many as the control plane keeps in memory.
-const EVENTS_LOADED_MAX: i64 = 10_000;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// Another process looking at the file (a backup) may hold a lock this long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often somebody who waits for the lease looks again: nothing tells one process what another one does.
+const LEASE_POLL: Duration = Duration::from_millis(200);
 
 /// SQLITE_FULL, <https://sqlite.org/rescode.html#full>.
 const SQLITE_FULL: &str = "13";
 
+/// How much is kept of what grows; at least 1 each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Events.
+    pub events_max: u64,
+    /// Revisions of which the change log is kept.
+    pub changes_max: u64,
+    /// How often the lease is renewed and old entries are looked for: [`SqliteStore::MAINTAIN_EVERY`] at most.
+    pub maintain_every: Duration,
+}
+
 pub struct SqliteStore {
     path: String,
     options: SqliteConnectOptions,
-    events_kept_max: u64,
+    kept: Kept,
     connection: SqliteConnection,
+    lease: Lease,
+    reader: Arc<SqliteReader>,
+    notices: watch::Sender<Revision>,
+    /// `None`: a batch was full, the next one is due at once.
+    maintained: Option<Instant>,
     /// SQLite may have ended a transaction by itself (<https://sqlite.org/lang_transaction.html>, "Response
     /// To Errors Within A Transaction") while this side believes it open: such a connection is not used again.
     suspect: bool,
 }
 
 impl SqliteStore {
-    /// Opens the file, or makes it, and brings its schema up to date.
-    pub async fn open(path: &Path, events_kept_max: u64) -> Result<Self, StoreError> {
+    /// A third of the lease's term: two renewals may fail.
+    pub const MAINTAIN_EVERY: Duration = Duration::from_millis(lease::TERM.0 / 3);
+
+    /// Opens the file, or makes it, takes the lease, and brings the schema up to date. Refused with
+    /// [`StoreError::LeaseHeld`] while another process works with it.
+    pub async fn open(path: &Path, kept: Kept) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -75,39 +70,49 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT)
             .disable_statement_logging();
+        let (lock_path, file) = (lock_path(path), path);
         let path = path.display().to_string();
-        let connection = SqliteConnection::connect_with(&options).await.map_err(|error| failure(&path, error))?;
-        let mut store = Self { path, options, events_kept_max, connection, suspect: false };
-        store.migrate().await?;
-        Ok(store)
-    }
-
-    async fn migrate(&mut self) -> Result<(), StoreError> {
-        let known = SCHEMA.len() as i64;
-        let path = self.path.clone();
-        let fail = |error| failure(&path, error);
-        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await.map_err(fail)?;
-        sqlx::raw_sql("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL) STRICT")
-            .execute(&mut *tx)
-            .await
-            .map_err(fail)?;
-        let found: Option<i64> =
-            sqlx::query_scalar("SELECT version FROM schema_version").fetch_optional(&mut *tx).await.map_err(fail)?;
-        let found = match found {
-            Some(version) => version,
-            None => {
-                sqlx::query("INSERT INTO schema_version VALUES (0)").execute(&mut *tx).await.map_err(fail)?;
-                0
+        let mut connection = SqliteConnection::connect_with(&options).await.map_err(|error| failure(&path, error))?;
+        let found = schema::look(&mut connection, &path).await?;
+        let holder = format!("process {}", std::process::id());
+        // Where there is a lease, the schema is the holder's to change.
+        let lease = match found.has_lease {
+            true => {
+                let lease = lease::take(&mut connection, &path, &lock_path, &holder).await?;
+                schema::migrate(&mut connection, &path, &found).await?;
+                lease
+            }
+            false => {
+                schema::migrate(&mut connection, &path, &found).await?;
+                lease::take(&mut connection, &path, &lock_path, &holder).await?
             }
         };
-        if !(0..=known).contains(&found) {
-            return Err(StoreError::Schema { path: self.path.clone(), found, known });
+        let revision: i64 = sqlx::query_scalar("SELECT revision FROM meta")
+            .fetch_one(&mut connection)
+            .await
+            .map_err(|error| failure(&path, error))?;
+        let (notices, noticed) = watch::channel(Revision(revision as u64));
+        let reader = Arc::new(SqliteReader::new(file, path.clone(), noticed));
+        let maintained = Some(Instant::now());
+        Ok(Self { path, options, kept, connection, lease, reader, notices, maintained, suspect: false })
+    }
+
+    /// As [`SqliteStore::open`], but a holder that is about to end is waited for: at most for the rest of its term,
+    /// and not at all once it shows that it is alive by renewing its lease.
+    pub async fn open_when_free(path: &Path, kept: Kept) -> Result<Self, StoreError> {
+        let mut shortest = lease::TERM;
+        loop {
+            match Self::open(path, kept).await {
+                Err(StoreError::LeaseHeld { expires_in, .. }) if expires_in <= shortest && expires_in > Millis(0) => {
+                    if shortest == lease::TERM {
+                        tracing::info!(path = %path.display(), "the store is in use by another process: waiting for it to end");
+                    }
+                    shortest = expires_in;
+                    tokio::time::sleep(LEASE_POLL).await;
+                }
+                opened => return opened,
+            }
         }
-        for step in &SCHEMA[found as usize..] {
-            sqlx::raw_sql(*step).execute(&mut *tx).await.map_err(fail)?;
-        }
-        sqlx::query("UPDATE schema_version SET version = ?").bind(known).execute(&mut *tx).await.map_err(fail)?;
-        tx.commit().await.map_err(fail)
     }
 
     async fn trusted(&mut self) -> Result<(), StoreError> {
@@ -144,10 +149,10 @@ impl SqliteStore {
             objects.push(Stored { revision: Revision(row.try_get::<i64, _>("rev").map_err(fail)? as u64), object });
         }
         let rows = sqlx::query(
-            "SELECT seq, at, severity, object, tenant, kind, text FROM
+            "SELECT seq, at, severity, object, tenant, kind, text, actor, actor_role FROM
                 (SELECT * FROM events ORDER BY seq DESC LIMIT ?) ORDER BY seq",
         )
-        .bind(EVENTS_LOADED_MAX)
+        .bind(EVENTS_MAX as i64)
         .fetch_all(&mut *tx)
         .await
         .map_err(fail)?;
@@ -158,137 +163,22 @@ impl SqliteStore {
         Ok(PersistedState { objects, events, revision: Revision(revision as u64), patterns })
     }
 
-    async fn keep_in_transaction(
-        &mut self,
-        kept: &[StoredPattern],
-        forgotten: &BTreeSet<VmId>,
-    ) -> Result<(), StoreError> {
-        let path = self.path.clone();
-        let fail = |error| failure(&path, error);
-        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await.map_err(fail)?;
-        for StoredPattern { vm, json } in kept {
-            sqlx::query("INSERT INTO patterns VALUES (?, ?) ON CONFLICT (vm) DO UPDATE SET json = excluded.json")
-                .bind(vm.as_str())
-                .bind(json)
-                .execute(&mut *tx)
-                .await
-                .map_err(fail)?;
-        }
-        for vm in forgotten {
-            sqlx::query("DELETE FROM patterns WHERE vm = ?").bind(vm.as_str()).execute(&mut *tx).await.map_err(fail)?;
-        }
-        tx.commit().await.map_err(fail)
-    }
-
     async fn probe_in_transaction(&mut self) -> Result<(), StoreError> {
         let path = self.path.clone();
         let fail = |error| failure(&path, error);
         // Takes pages as a change would, and gives them back.
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await.map_err(fail)?;
-        sqlx::query("UPDATE meta SET revision = revision").execute(&mut *tx).await.map_err(fail)?;
+        lease::renew(&mut tx, &path, self.lease.epoch).await?;
         tx.commit().await.map_err(fail)
     }
 
-    async fn commit_in_transaction(&mut self, commit: &Commit) -> Result<(), StoreError> {
-        let path = &self.path;
-        let fail = |error| failure(path, error);
+    async fn release_in_transaction(&mut self) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let fail = |error| failure(&path, error);
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await.map_err(fail)?;
-        let before = Revision(commit.revision.0.saturating_sub(1));
-        let moved = sqlx::query("UPDATE meta SET revision = ?1 WHERE revision = ?1 - 1")
-            .bind(commit.revision.0 as i64)
-            .execute(&mut *tx)
-            .await
-            .map_err(fail)?;
-        if moved.rows_affected() != 1 {
-            let found: i64 = sqlx::query_scalar("SELECT revision FROM meta").fetch_one(&mut *tx).await.map_err(fail)?;
-            return Err(StoreError::RevisionConflict { expected: before, found: Revision(found as u64) });
-        }
-        for write in &commit.writes {
-            let (key, expected, swapped) = match write {
-                Write::Put { object, expected } => {
-                    let key = object.key();
-                    let swapped = put(&mut tx, &key, object, *expected, commit.revision).await.map_err(fail)?;
-                    (key, *expected, swapped)
-                }
-                Write::Delete { key, expected } => {
-                    let done = sqlx::query("DELETE FROM objects WHERE kind = ? AND id = ? AND rev = ?")
-                        .bind(&*key.kind)
-                        .bind(&key.id)
-                        .bind(expected.0 as i64)
-                        .execute(&mut *tx)
-                        .await
-                        .map_err(fail)?;
-                    (key.clone(), Some(*expected), done.rows_affected() == 1)
-                }
-            };
-            if !swapped {
-                let found: Option<i64> = sqlx::query_scalar("SELECT rev FROM objects WHERE kind = ? AND id = ?")
-                    .bind(&*key.kind)
-                    .bind(&key.id)
-                    .fetch_optional(&mut *tx)
-                    .await
-                    .map_err(fail)?;
-                return Err(StoreError::Conflict { key, expected, found: found.map(|rev| Revision(rev as u64)) });
-            }
-        }
-        append(&mut tx, &commit.events, self.events_kept_max).await.map_err(fail)?;
+        lease::release(&mut tx, &path, self.lease.epoch).await?;
         tx.commit().await.map_err(fail)
     }
-}
-
-/// Whether the object was at the expected revision and is now at the new one.
-async fn put(
-    tx: &mut SqliteConnection,
-    key: &ObjectKey,
-    object: &Object,
-    expected: Option<Revision>,
-    revision: Revision,
-) -> Result<bool, sqlx::Error> {
-    let json = serde_json::to_string(object).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
-    let done = match expected {
-        Some(expected) => {
-            sqlx::query("UPDATE objects SET rev = ?, json = ? WHERE kind = ? AND id = ? AND rev = ?")
-                .bind(revision.0 as i64)
-                .bind(json)
-                .bind(&*key.kind)
-                .bind(&key.id)
-                .bind(expected.0 as i64)
-                .execute(&mut *tx)
-                .await?
-        }
-        None => {
-            sqlx::query("INSERT INTO objects (kind, id, rev, json) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING")
-                .bind(&*key.kind)
-                .bind(&key.id)
-                .bind(revision.0 as i64)
-                .bind(json)
-                .execute(&mut *tx)
-                .await?
-        }
-    };
-    Ok(done.rows_affected() == 1)
-}
-
-/// Adds the events and lets as many old ones go as there are too many.
-async fn append(tx: &mut SqliteConnection, events: &[Event], kept_max: u64) -> Result<(), sqlx::Error> {
-    for event in events {
-        sqlx::query("INSERT INTO events (seq, at, severity, object, tenant, kind, text) VALUES (?, ?, ?, ?, ?, ?, ?)")
-            .bind(event.seq.0 as i64)
-            .bind(event.at.0 as i64)
-            .bind(severity_word(event.severity))
-            .bind(&event.object)
-            .bind(event.tenant.as_ref().map(|tenant| tenant.as_str()))
-            .bind(&event.kind)
-            .bind(&event.text)
-            .execute(&mut *tx)
-            .await?;
-    }
-    if let Some(last) = events.last()
-        && last.seq.0 > kept_max
-    {
-        sqlx::query("DELETE FROM events WHERE seq <= ?").bind((last.seq.0 - kept_max) as i64).execute(&mut *tx).await?;
-    }
-    Ok(())
 }
 
 #[async_trait]
@@ -302,12 +192,14 @@ impl Store for SqliteStore {
     async fn commit(&mut self, commit: &Commit) -> Result<(), StoreError> {
         self.trusted().await?;
         let committed = self.commit_in_transaction(commit).await;
-        self.noted(committed)
+        self.noted(committed)?;
+        self.notices.send_replace(commit.revision);
+        Ok(())
     }
 
-    async fn keep(&mut self, kept: &[StoredPattern], forgotten: &BTreeSet<VmId>) -> Result<(), StoreError> {
+    async fn keep(&mut self, patterns: &PatternWrites) -> Result<(), StoreError> {
         self.trusted().await?;
-        let done = self.keep_in_transaction(kept, forgotten).await;
+        let done = self.keep_in_transaction(patterns).await;
         self.noted(done)
     }
 
@@ -316,6 +208,34 @@ impl Store for SqliteStore {
         let probed = self.probe_in_transaction().await;
         self.noted(probed)
     }
+
+    async fn maintain(&mut self, now: TimeMs) -> Result<(), StoreError> {
+        if self.maintained.is_some_and(|at| at.elapsed() < self.kept.maintain_every) {
+            return Ok(());
+        }
+        self.trusted().await?;
+        let done = self.maintain_in_transaction(now).await;
+        let full = self.noted(done)?;
+        self.maintained = (!full).then(Instant::now);
+        Ok(())
+    }
+
+    async fn release(&mut self) -> Result<(), StoreError> {
+        self.trusted().await?;
+        let released = self.release_in_transaction().await;
+        self.noted(released)
+    }
+
+    fn reader(&self) -> Arc<dyn Reader> {
+        self.reader.clone()
+    }
+}
+
+/// Beside the database and its `-wal` and `-shm`.
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-lock");
+    PathBuf::from(name)
 }
 
 fn pattern_of(row: &sqlx::sqlite::SqliteRow) -> Result<StoredPattern, sqlx::Error> {
@@ -351,6 +271,13 @@ fn event_of(row: &sqlx::sqlite::SqliteRow) -> Result<Event, sqlx::Error> {
             .map_err(|error: drover_model::BadName| decode(error.to_string()))?,
         kind: row.try_get("kind")?,
         text: row.try_get("text")?,
+        actor: match (row.try_get("actor")?, row.try_get::<Option<&str>, _>("actor_role")?) {
+            (Some(name), Some(role)) => {
+                let role = serde_json::from_str(role).map_err(|error| decode(format!("role {role:?}: {error}")))?;
+                Some(EventActor { name, role })
+            }
+            (None, _) | (_, None) => None,
+        },
     })
 }
 
@@ -366,12 +293,15 @@ fn failure(path: &str, source: sqlx::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use drover_control::interface::{Object, Write};
     use drover_model::intent::Tenant;
+
+    const KEPT: Kept = Kept { events_max: 100, changes_max: 100, maintain_every: SqliteStore::MAINTAIN_EVERY };
 
     #[tokio::test]
     async fn a_full_disk_is_told_from_a_broken_one_and_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let mut store = SqliteStore::open(&dir.path().join("store.sqlite"), 100).await.unwrap();
+        let mut store = SqliteStore::open(&dir.path().join("store.sqlite"), KEPT).await.unwrap();
         let commit = |revision, count| Commit {
             revision: Revision(revision),
             writes: (0..count)
@@ -390,7 +320,7 @@ mod tests {
                     Write::Put { object, expected: None }
                 })
                 .collect(),
-            events: Vec::new(),
+            ..Commit::default()
         };
         store.commit(&commit(1, 1)).await.unwrap();
         let before = store.load().await.unwrap();

@@ -390,21 +390,24 @@ async fn events_are_streamed_and_resumed_without_loss() {
     let make = async |id: &str| operator.of::<Tenant>().create(&create_tenant(id)).await.unwrap();
     make("one").await;
     let before = operator.events(&EventQuery::default()).await.unwrap().items.last().unwrap().seq;
-    let mut stream = Box::pin(operator.event_stream(EventStreamStart { after: Some(before), object: None }));
+    let mut stream =
+        Box::pin(operator.event_stream(EventStreamStart { after: Some(before), ..EventStreamStart::default() }));
     make("two").await;
     let two = stream.next().await.unwrap().unwrap();
     assert_eq!((two.kind.as_str(), two.object.as_str()), ("tenant-created", "tenant/two"));
     drop(stream);
     make("three").await;
     make("four").await;
-    let mut stream = Box::pin(operator.event_stream(EventStreamStart { after: Some(two.seq), object: None }));
+    let mut stream =
+        Box::pin(operator.event_stream(EventStreamStart { after: Some(two.seq), ..EventStreamStart::default() }));
     assert_eq!(stream.next().await.unwrap().unwrap().object, "tenant/three");
     assert_eq!(stream.next().await.unwrap().unwrap().object, "tenant/four");
-    let only = EventStreamStart { after: Some(before), object: Some("tenant/four".to_owned()) };
+    let object = Some("tenant/four".to_owned());
+    let only = EventStreamStart { after: Some(before), object, ..EventStreamStart::default() };
     let mut stream = Box::pin(operator.event_stream(only));
     assert_eq!(stream.next().await.unwrap().unwrap().object, "tenant/four");
     // A page starts where it is told to.
-    let page = EventQuery { after: Some(two.seq.0), limit: Some(1), object: None };
+    let page = EventQuery { after: Some(two.seq.0), limit: Some(1), ..EventQuery::default() };
     assert_eq!(operator.events(&page).await.unwrap().items[0].object, "tenant/three");
 }
 

@@ -2,6 +2,7 @@
 
 mod api;
 mod joining;
+mod log;
 mod measure;
 mod migrations;
 mod networks;

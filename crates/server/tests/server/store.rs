@@ -1,31 +1,35 @@
-//! What every store must keep to, held against SQLite; and what the shell does when a store fails.
+//! SQLite against the contract that all stores keep, its files of older versions, and what the shell does when a
+//! store fails.
 
 use crate::support::{create_tenant, eventually};
 use async_trait::async_trait;
 use drover_control::Settings;
 use drover_control::interface::{
-    Action, Actor, Commit, Draft, Object, ObjectKey, PersistedState, RefusalKind, StoredPattern, Write,
+    Action, Actor, Commit, Draft, Object, PatternWrites, PersistedState, RefusalKind, Write,
 };
+use drover_control::journal::{Append, Changes, EventRange, Owner, Position, Record, RecordRange, Stream, Topic};
 use drover_model::event::{Event, Severity};
 use drover_model::intent::{Role, Tenant};
-use drover_model::{EventSeq, Revision, TenantName, TimeMs, VmId};
+use drover_model::{EventSeq, Revision, TenantName, TimeMs};
 use drover_server::hub::Hub;
 use drover_server::metrics::Metrics;
 use drover_server::power::PowerDrivers;
 use drover_server::shell::{Change, Shell, ShellError, ShellHandle, Surroundings};
-use drover_server::store::sqlite::SqliteStore;
-use drover_server::store::{Store, StoreError};
-use std::collections::{BTreeMap, BTreeSet};
+use drover_server::store::sqlite::{Kept, SqliteStore};
+use drover_server::store::{Reader, Store, StoreError};
+use drover_sim::contract::{self, CHANGES_KEPT, Refused, ServerId, Subject};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-const KEPT_MAX: u64 = 100;
+/// Looks for what is old with every call.
+const KEPT: Kept = Kept { events_max: 100, changes_max: CHANGES_KEPT, maintain_every: Duration::ZERO };
 
 async fn open(dir: &Path) -> SqliteStore {
-    SqliteStore::open(&dir.join("store.sqlite"), KEPT_MAX).await.unwrap()
+    SqliteStore::open(&dir.join("store.sqlite"), KEPT).await.unwrap()
 }
 
 fn tenant(name: &str, at: u64) -> Object {
@@ -38,12 +42,8 @@ fn put(name: &str, at: u64, expected: Option<u64>) -> Write {
     Write::Put { object: tenant(name, at), expected: expected.map(Revision) }
 }
 
-fn delete(name: &str, expected: u64) -> Write {
-    Write::Delete { key: ObjectKey::of::<Tenant>(&name.parse().unwrap()), expected: Revision(expected) }
-}
-
 fn commit(revision: u64, writes: Vec<Write>) -> Commit {
-    Commit { revision: Revision(revision), writes, events: Vec::new() }
+    Commit { revision: Revision(revision), writes, ..Commit::default() }
 }
 
 fn event(seq: u64) -> Event {
@@ -55,69 +55,205 @@ fn event(seq: u64) -> Event {
         tenant: seq.is_multiple_of(2).then(|| "acme".parse().unwrap()),
         kind: "test".to_owned(),
         text: format!("event {seq} with 'quotes', \"more\" and ünïcode"),
+        actor: None,
     }
 }
 
-/// Ids and revisions of what is there.
-fn rows(loaded: &PersistedState) -> Vec<(String, u64)> {
-    loaded.objects.iter().map(|stored| (stored.object.key().id, stored.revision.0)).collect()
+/// A database file, and the servers that were started on it.
+struct File {
+    runtime: tokio::runtime::Runtime,
+    dir: tempfile::TempDir,
+    servers: Vec<Option<SqliteStore>>,
+    /// A connection past all stores, as a person's.
+    outside: Option<sqlx::SqliteConnection>,
+}
+
+impl File {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Self { runtime, dir: tempfile::tempdir().unwrap(), servers: Vec::new(), outside: None }
+    }
+
+    fn server(&mut self, server: ServerId) -> (&tokio::runtime::Runtime, &mut SqliteStore) {
+        (&self.runtime, self.servers[server.0].as_mut().expect("it was killed"))
+    }
+}
+
+fn refused(error: StoreError) -> Refused {
+    match error {
+        StoreError::RevisionConflict { .. } => Refused::Revision,
+        StoreError::Conflict { .. } => Refused::Object,
+        StoreError::RecordConflict { .. } => Refused::Record,
+        StoreError::LeaseHeld { .. } => Refused::LeaseHeld,
+        StoreError::LeaseLost { .. } => Refused::LeaseLost,
+        StoreError::Full { .. }
+        | StoreError::Io { .. }
+        | StoreError::Lock { .. }
+        | StoreError::Migration { .. }
+        | StoreError::Unreadable { .. }
+        | StoreError::Schema { .. } => panic!("{error:?}"),
+    }
+}
+
+async fn outside(dir: &Path) -> sqlx::SqliteConnection {
+    let url = format!("sqlite:{}", dir.join("store.sqlite").display());
+    <sqlx::SqliteConnection as sqlx::Connection>::connect(&url).await.unwrap()
+}
+
+impl Subject for File {
+    fn open(&mut self) -> Result<ServerId, Refused> {
+        let path = self.dir.path().join("store.sqlite");
+        // Nobody waits for a disk here: thousands of commits in one clause.
+        let store = self.runtime.block_on(SqliteStore::open(&path, KEPT)).map_err(refused)?;
+        self.servers.push(Some(store));
+        Ok(ServerId(self.servers.len() - 1))
+    }
+
+    fn kill(&mut self, server: ServerId) {
+        self.servers[server.0] = None;
+    }
+
+    fn hang(&mut self, _server: ServerId) {
+        // The database's clock can't be put on: the end of the term is put back.
+        self.runtime.block_on(async {
+            if self.outside.is_none() {
+                self.outside = Some(outside(self.dir.path()).await);
+            }
+            let connection = self.outside.as_mut().unwrap();
+            sqlx::query("UPDATE leases SET expires_at = 1").execute(connection).await.unwrap();
+        });
+    }
+
+    fn release(&mut self, server: ServerId) -> Result<(), Refused> {
+        let (runtime, store) = self.server(server);
+        runtime.block_on(store.release()).map_err(refused)
+    }
+
+    fn commit(&mut self, server: ServerId, commit: &Commit) -> Result<(), Refused> {
+        let (runtime, store) = self.server(server);
+        runtime.block_on(store.commit(commit)).map_err(refused)
+    }
+
+    fn keep(&mut self, server: ServerId, patterns: &PatternWrites) -> Result<(), Refused> {
+        let (runtime, store) = self.server(server);
+        runtime.block_on(store.keep(patterns)).map_err(refused)
+    }
+
+    fn maintain(&mut self, server: ServerId, now: TimeMs) -> Result<(), Refused> {
+        let (runtime, store) = self.server(server);
+        runtime.block_on(store.maintain(now)).map_err(refused)
+    }
+
+    fn load(&mut self, server: ServerId) -> PersistedState {
+        let (runtime, store) = self.server(server);
+        runtime.block_on(store.load()).unwrap()
+    }
+
+    fn events(&mut self, server: ServerId, range: &EventRange) -> Vec<Event> {
+        let (runtime, store) = self.server(server);
+        runtime.block_on(store.reader().events(range)).unwrap()
+    }
+
+    fn changes(&mut self, server: ServerId, after: Revision, limit: usize) -> Changes {
+        let (runtime, store) = self.server(server);
+        runtime.block_on(store.reader().changes(after, limit)).unwrap()
+    }
+
+    fn records(&mut self, server: ServerId, stream: &Stream, range: &RecordRange) -> Vec<Record> {
+        let (runtime, store) = self.server(server);
+        runtime.block_on(store.reader().records(stream, range)).unwrap()
+    }
+}
+
+#[test]
+fn sqlite_keeps_the_contract_of_all_stores() {
+    for (name, clause) in contract::CLAUSES {
+        println!("{name}");
+        clause(&mut File::new());
+    }
 }
 
 #[tokio::test]
-async fn what_was_committed_is_there_after_opening_again() {
+async fn a_second_server_is_told_who_holds_the_store_and_a_first_one_that_ends_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
-    let mut store = open(dir.path()).await;
-    assert_eq!(store.load().await.unwrap(), PersistedState::default());
-    let first = Commit {
-        revision: Revision(1),
-        writes: vec![put("a", 1, None), put("b", 1, None)],
-        events: vec![event(1), event(2)],
+    let path = dir.path().join("store.sqlite");
+    let first = open(dir.path()).await;
+    let error = SqliteStore::open(&path, KEPT).await.err().unwrap();
+    let me = format!("process {}", std::process::id());
+    assert!(matches!(&error, StoreError::LeaseHeld { holder, .. } if *holder == me), "{error}");
+    assert!(error.to_string().contains(&format!("in use by {me}: stop that server")), "{error}");
+    // A first one that ends meanwhile is waited for, and not for the whole of its term.
+    let (opened, ()) = tokio::join!(SqliteStore::open_when_free(&path, KEPT), async {
+        tokio::task::yield_now().await;
+        drop(first);
+    });
+    let mut second = opened.unwrap();
+    // One that shows life is not.
+    let refused = tokio::select! {
+        refused = SqliteStore::open_when_free(&path, KEPT) => refused,
+        () = async {
+            loop {
+                second.maintain(TimeMs(1)).await.unwrap();
+            }
+        } => unreachable!("it never ends"),
     };
-    store.commit(&first).await.unwrap();
-    store.commit(&commit(2, vec![put("a", 2, Some(1)), delete("b", 1)])).await.unwrap();
-    // Dropped without a word, as a crash would.
-    drop(store);
-    let loaded = open(dir.path()).await.load().await.unwrap();
-    assert_eq!(loaded.revision, Revision(2));
-    assert_eq!(loaded.objects.len(), 1);
-    assert_eq!(loaded.objects[0].object, tenant("a", 2));
-    assert_eq!(loaded.objects[0].revision, Revision(2));
-    assert_eq!(loaded.events, vec![event(1), event(2)]);
+    assert!(matches!(refused, Err(StoreError::LeaseHeld { .. })));
+}
+
+/// A file as versions of drover before the migrations left it.
+async fn old_file(dir: &Path, version: u8) {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.join("store.sqlite")).create_if_missing(true);
+    let mut connection = <sqlx::SqliteConnection as sqlx::Connection>::connect_with(&options).await.unwrap();
+    let text = match version {
+        1 => include_str!("old/schema_1.sql"),
+        _ => concat!(include_str!("old/schema_1.sql"), include_str!("old/schema_2.sql")),
+    };
+    sqlx::raw_sql(text).execute(&mut connection).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_conflict_anywhere_changes_nothing_at_all() {
+async fn a_file_of_an_older_version_is_taken_over_without_loss() {
+    for version in [1, 2] {
+        let dir = tempfile::tempdir().unwrap();
+        old_file(dir.path(), version).await;
+        let mut store = open(dir.path()).await;
+        let loaded = store.load().await.unwrap();
+        assert_eq!(loaded.revision, Revision(7));
+        assert_eq!((loaded.objects.len(), loaded.objects[0].revision), (1, Revision(5)), "version {version}");
+        assert_eq!(loaded.objects[0].object, tenant("acme", 1));
+        let events: Vec<_> = loaded.events.iter().map(|event| (event.seq.0, event.actor.is_some())).collect();
+        assert_eq!(events, [(1, false), (2, false)]);
+        assert_eq!(loaded.patterns.len(), usize::from(version) - 1);
+        // The log of changes begins here.
+        let reader = store.reader();
+        assert_eq!(reader.changes(Revision(6), 9).await.unwrap(), Changes::ListAnew { newest: Revision(7) });
+        store.commit(&commit(8, vec![put("acme", 8, Some(5))])).await.unwrap();
+        let Changes::Read { changes, .. } = reader.changes(Revision(7), 9).await.unwrap() else { panic!("gone") };
+        assert_eq!(changes.len(), 1);
+        drop((store, reader));
+        assert_eq!(open(dir.path()).await.load().await.unwrap().revision, Revision(8));
+    }
+}
+
+#[tokio::test]
+async fn a_take_over_that_ended_half_way_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let mut store = open(dir.path()).await;
-    store.commit(&commit(1, vec![put("a", 1, None), put("b", 1, None)])).await.unwrap();
-    let before = store.load().await.unwrap();
-    for (what, writes) in [
-        ("put at an old revision", vec![put("c", 9, None), put("a", 9, Some(0))]),
-        ("put of what must not exist", vec![put("c", 9, None), put("a", 9, None)]),
-        ("put of what must exist", vec![delete("a", 1), put("c", 9, Some(1))]),
-        ("delete at an old revision", vec![put("a", 9, Some(1)), delete("b", 0)]),
-        ("delete of what is not there", vec![put("a", 9, Some(1)), delete("c", 1)]),
+    old_file(dir.path(), 2).await;
+    drop(open(dir.path()).await);
+    // As if it had ended after the first of the two versions was noted.
+    let mut connection = outside(dir.path()).await;
+    for step in [
+        "DELETE FROM _sqlx_migrations WHERE version > 1",
+        "UPDATE schema_version SET version = 2",
+        "DROP TABLE records; DROP TABLE streams; DROP TABLE changes; DROP TABLE leases",
+        "DROP INDEX events_by_object; DROP INDEX events_by_tenant",
+        "ALTER TABLE events DROP COLUMN actor; ALTER TABLE events DROP COLUMN actor_role",
+        "ALTER TABLE meta DROP COLUMN compacted",
     ] {
-        let with_event = Commit { revision: Revision(2), writes, events: vec![event(1)] };
-        let error = store.commit(&with_event).await.unwrap_err();
-        assert!(matches!(error, StoreError::Conflict { .. }), "{what}: {error}");
-        assert_eq!(store.load().await.unwrap(), before, "{what}");
+        sqlx::raw_sql(step).execute(&mut connection).await.unwrap();
     }
-    store.commit(&commit(2, vec![put("a", 2, Some(1))])).await.unwrap();
-}
-
-#[tokio::test]
-async fn the_revision_of_the_whole_store_moves_by_one_or_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = open(dir.path()).await;
-    for wrong in [0, 2, 7] {
-        let error = store.commit(&commit(wrong, vec![put("a", 1, None)])).await.unwrap_err();
-        assert!(matches!(error, StoreError::RevisionConflict { .. }), "{wrong}: {error}");
-    }
-    store.commit(&commit(1, vec![put("a", 1, None)])).await.unwrap();
-    let again = store.commit(&commit(1, vec![put("b", 1, None)])).await.unwrap_err();
-    assert!(matches!(again, StoreError::RevisionConflict { .. }), "{again}");
-    assert_eq!(rows(&store.load().await.unwrap()), vec![("a".to_owned(), 1)]);
+    drop(connection);
+    assert_eq!(open(dir.path()).await.load().await.unwrap().patterns.len(), 1);
 }
 
 #[tokio::test]
@@ -126,7 +262,11 @@ async fn a_commit_given_up_half_way_is_there_whole_or_not_at_all() {
     let mut store = open(dir.path()).await;
     store.commit(&commit(1, vec![put("a", 1, None)])).await.unwrap();
     let many: Vec<Write> = (0..200).map(|n| put(&format!("t{n}"), 1, None)).collect();
-    let big = commit(2, many);
+    let stream = Stream { topic: Topic::Audit, owner: Owner::Cluster };
+    let record = Append { stream: stream.clone(), key: "k".to_owned(), body: "{}".to_owned(), at: TimeMs(1) };
+    let big = Commit { events: vec![event(1)], appends: vec![record], ..commit(2, many) };
+    let reader = store.reader();
+    let all = RecordRange { after: Position(0), between: None, limit: 9 };
     // Polled a few times and dropped in the middle, as a task that is aborted; once more each time.
     let mut given_up = 0;
     for polls in 1.. {
@@ -146,11 +286,15 @@ async fn a_commit_given_up_half_way_is_there_whole_or_not_at_all() {
         drop(commit);
         let loaded = store.load().await.unwrap();
         let found = (loaded.revision, loaded.objects.len());
+        let beside = (loaded.events.len(), reader.records(&stream, &all).await.unwrap().len());
+        let Changes::Read { changes, .. } = reader.changes(Revision(0), 9_999).await.unwrap() else { panic!("gone") };
         if finished || found.0 == Revision(2) {
             assert_eq!(found, (Revision(2), 201), "after {polls} polls");
+            assert_eq!((beside, changes.len()), ((1, 1), 201), "after {polls} polls");
             break;
         }
         assert_eq!(found, (Revision(1), 1), "after {polls} polls");
+        assert_eq!((beside, changes.len()), ((0, 0), 1), "after {polls} polls");
         given_up += 1;
     }
     assert!(given_up > 0, "the commit was over before it could be given up");
@@ -162,27 +306,11 @@ async fn old_events_go_and_the_newest_stay_in_order() {
     let mut store = open(dir.path()).await;
     for n in 1..=50 {
         let events = (0..5).map(|i| event((n - 1) * 5 + i + 1)).collect();
-        store.commit(&Commit { revision: Revision(n), writes: Vec::new(), events }).await.unwrap();
+        store.commit(&Commit { revision: Revision(n), events, ..Commit::default() }).await.unwrap();
     }
     let events = store.load().await.unwrap().events;
-    assert_eq!(events.len() as u64, KEPT_MAX);
+    assert_eq!(events.len() as u64, KEPT.events_max);
     assert_eq!((events[0].seq, events.last().unwrap().seq), (EventSeq(151), EventSeq(250)));
-}
-
-#[tokio::test]
-async fn what_was_learned_is_kept_in_no_revision() {
-    let dir = tempfile::tempdir().unwrap();
-    let vm = |name: &str| -> VmId { name.parse().unwrap() };
-    let pattern = |name: &str, json: &str| StoredPattern { vm: vm(name), json: json.to_owned() };
-    let mut store = open(dir.path()).await;
-    store.commit(&commit(1, vec![put("a", 1, None)])).await.unwrap();
-    store.keep(&[pattern("vm-a", "1"), pattern("vm-b", "2")], &BTreeSet::new()).await.unwrap();
-    store.keep(&[pattern("vm-b", "3")], &[vm("vm-a"), vm("vm-c")].into()).await.unwrap();
-    drop(store);
-    let mut store = open(dir.path()).await;
-    let loaded = store.load().await.unwrap();
-    assert_eq!((loaded.revision, loaded.patterns), (Revision(1), vec![pattern("vm-b", "3")]));
-    store.commit(&commit(2, vec![put("b", 1, None)])).await.unwrap();
 }
 
 #[tokio::test]
@@ -190,19 +318,28 @@ async fn a_store_of_a_newer_version_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.sqlite");
     drop(open(dir.path()).await);
-    let url = format!("sqlite:{}", path.display());
-    let mut connection = <sqlx::SqliteConnection as sqlx::Connection>::connect(&url).await.unwrap();
+    let mut connection = outside(dir.path()).await;
     sqlx::query("UPDATE schema_version SET version = 99").execute(&mut connection).await.unwrap();
     drop(connection);
-    let error = SqliteStore::open(&path, KEPT_MAX).await.err().unwrap();
+    let error = SqliteStore::open(&path, KEPT).await.err().unwrap();
     assert!(matches!(error, StoreError::Schema { found: 99, .. }), "{error}");
+    let mut connection = outside(dir.path()).await;
+    for step in [
+        "UPDATE schema_version SET version = 3",
+        "INSERT INTO _sqlx_migrations SELECT 77, 'new', installed_on, success, checksum, 0 FROM _sqlx_migrations LIMIT 1",
+    ] {
+        sqlx::query(step).execute(&mut connection).await.unwrap();
+    }
+    drop(connection);
+    let error = SqliteStore::open(&path, KEPT).await.err().unwrap();
+    assert!(matches!(error, StoreError::Schema { found: 77, .. }), "{error}");
 }
 
 #[tokio::test]
 async fn a_file_that_is_no_store_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("store.sqlite"), vec![b'x'; 8192]).unwrap();
-    let error = SqliteStore::open(&dir.path().join("store.sqlite"), KEPT_MAX).await.err().unwrap();
+    let error = SqliteStore::open(&dir.path().join("store.sqlite"), KEPT).await.err().unwrap();
     assert!(error.to_string().contains("store.sqlite"), "{error}");
 }
 
@@ -223,9 +360,21 @@ impl Store for Failing {
         self.inner.commit(commit).await
     }
 
-    async fn keep(&mut self, kept: &[StoredPattern], forgotten: &BTreeSet<VmId>) -> Result<(), StoreError> {
+    async fn keep(&mut self, patterns: &PatternWrites) -> Result<(), StoreError> {
         self.fail()?;
-        self.inner.keep(kept, forgotten).await
+        self.inner.keep(patterns).await
+    }
+
+    async fn maintain(&mut self, now: TimeMs) -> Result<(), StoreError> {
+        self.inner.maintain(now).await
+    }
+
+    async fn release(&mut self) -> Result<(), StoreError> {
+        self.inner.release().await
+    }
+
+    fn reader(&self) -> Arc<dyn Reader> {
+        self.inner.reader()
     }
 
     async fn probe(&mut self) -> Result<(), StoreError> {
@@ -249,7 +398,7 @@ struct Running {
     failures: Arc<AtomicU32>,
     task: tokio::task::JoinHandle<Result<(), ShellError>>,
     ending: CancellationToken,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 async fn shell(store_retries_max: u32) -> Running {
@@ -268,7 +417,7 @@ async fn shell(store_retries_max: u32) -> Running {
     let (shell, handle) = Shell::start(Box::new(store), Settings::default(), around).await.unwrap();
     let ending = CancellationToken::new();
     let task = tokio::spawn(shell.run(ending.clone()));
-    Running { handle, failures, task, ending, _dir: dir }
+    Running { handle, failures, task, ending, dir }
 }
 
 fn create(name: &str) -> Change {
@@ -311,4 +460,23 @@ async fn a_store_that_stays_broken_ends_the_server_with_an_error() {
     assert!(matches!(error, ShellError::Store { tries: 2, .. }), "{error}");
     let refusal = running.handle.submit(create("after")).await.unwrap_err();
     assert_eq!(refusal.kind, RefusalKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_server_whose_store_was_taken_over_changes_nothing_more_and_ends() {
+    let running = shell(10).await;
+    running.handle.submit(create("before")).await.unwrap();
+    let mut connection = outside(running.dir.path()).await;
+    // As another process would, after this one has hung for the whole of its term.
+    let taken = "UPDATE leases SET epoch = epoch + 1, holder = 'process 1'";
+    sqlx::query(taken).execute(&mut connection).await.unwrap();
+    let refusal = running.handle.submit(create("lost")).await.unwrap_err();
+    assert!(refusal.detail.contains("taken over by process 1"), "{}", refusal.detail);
+    let error = running.task.await.unwrap().unwrap_err();
+    assert!(matches!(error, ShellError::LeaseLost { .. }), "{error}");
+    let objects: i64 = sqlx::query_scalar("SELECT count(*) FROM objects WHERE kind = 'tenant'")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(objects, 1);
 }

@@ -57,8 +57,14 @@ impl Cluster {
 
     /// Ends the server as a kill would, and starts another one on the same directory.
     pub async fn kill_and_start(&mut self) {
+        self.kill_and_edit(async |_same| ()).await;
+    }
+
+    /// The same, and in between the files are changed.
+    pub async fn kill_and_edit(&mut self, edit: impl AsyncFnOnce(&Self)) {
         self.server.abort();
         let _killed = (&mut self.server).await;
+        edit(self).await;
         let (api, agents, server, stop) = serve(self.config.clone()).await;
         (self.api, self.agents, self.server, self.stop) = (api, agents, server, Some(stop));
     }

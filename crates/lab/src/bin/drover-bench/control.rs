@@ -25,7 +25,7 @@ use drover_model::inventory::Capacity;
 use drover_model::world::HostState;
 use drover_model::{Bytes, CpuMillis, Generation, HostId, VmId};
 use drover_server::store::Store as _;
-use drover_server::store::sqlite::SqliteStore;
+use drover_server::store::sqlite::{Kept, SqliteStore};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -375,7 +375,8 @@ impl Place {
 
     /// Writes tenant, image, hosts and, if `vms`, the vms to the store of a server that does not run.
     async fn fill(&self, layout: Layout, vms: bool) -> Result<()> {
-        let mut store = SqliteStore::open(&self.path("data").join("store.sqlite"), 100_000).await?;
+        let kept = Kept { events_max: 100_000, changes_max: 100_000, maintain_every: SqliteStore::MAINTAIN_EVERY };
+        let mut store = SqliteStore::open(&self.path("data").join("store.sqlite"), kept).await?;
         let revision = store.load().await?.revision.next();
         let at = drover_server::shell::now();
         let quota = Quota { vms: u64::MAX, vcpus: u64::MAX, memory_mib: u64::MAX, ..Quota::default() };
@@ -441,7 +442,8 @@ impl Place {
             objects.push(Object::Vm(vm(index)?));
         }
         let writes = objects.into_iter().map(|object| Write::Put { object, expected: None }).collect();
-        store.commit(&Commit { revision, writes, events: Vec::new() }).await?;
+        store.commit(&Commit { revision, writes, ..Commit::default() }).await?;
+        store.release().await?;
         Ok(())
     }
 }

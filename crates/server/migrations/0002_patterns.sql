@@ -1,0 +1,4 @@
+CREATE TABLE patterns (
+    vm   TEXT PRIMARY KEY,
+    json TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
