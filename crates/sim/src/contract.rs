@@ -341,6 +341,8 @@ fn the_change_log_replays_to_the_objects(subject: &mut dyn Subject) {
         // A page is larger than asked for only when a single revision is.
         let largest = all.chunk_by(|a, b| a.revision == b.revision).map(<[Changed]>::len).max().unwrap();
         assert!(sizes.iter().all(|size| *size <= limit.max(largest)), "{sizes:?}");
+        // Nor is it smaller than what fits.
+        assert!(sizes.windows(2).all(|pair| pair[0] + largest > limit), "{sizes:?}");
     }
     let (rest, _) = read_changes(subject, server, Revision(30), 4);
     assert_eq!(rest, all.iter().filter(|change| change.revision > Revision(30)).cloned().collect::<Vec<_>>());

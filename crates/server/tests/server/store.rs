@@ -184,7 +184,8 @@ async fn a_second_server_is_told_who_holds_the_store_and_a_first_one_that_ends_i
     assert!(error.to_string().contains(&format!("in use by {me}: stop that server")), "{error}");
     // A first one that ends meanwhile is waited for, and not for the whole of its term.
     let (opened, ()) = tokio::join!(SqliteStore::open_when_free(&path, KEPT), async {
-        tokio::task::yield_now().await;
+        // It takes this long to end.
+        tokio::time::sleep(Duration::from_millis(500)).await;
         drop(first);
     });
     let mut second = opened.unwrap();
