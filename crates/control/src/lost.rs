@@ -23,7 +23,7 @@ pub fn declare(control: &mut Control, now: TimeMs, host: &HostId, by: &str) -> R
         return Ok(Reply::Host(host.clone()));
     }
     match control.live.state(host) {
-        HostState::Down | HostState::Unknown | HostState::Asleep if !control.live.is_connected(host) => {}
+        HostState::Down | HostState::Asleep if !control.live.is_connected(host) => {}
         state => {
             let detail = format!(
                 "{host} is {}: only a host that does not answer can be declared lost. `drover host drain {host}` empties \

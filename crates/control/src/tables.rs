@@ -376,7 +376,7 @@ mod tests {
         tables.take_commit();
         tables.remove::<Tenant>(&"b".parse().unwrap());
         let commit = tables.take_commit().unwrap();
-        let key = ObjectKey { kind: "tenant", id: "b".to_owned() };
+        let key = ObjectKey { kind: "tenant".into(), id: "b".to_owned() };
         let tenant = Some("b".parse().unwrap());
         assert_eq!(commit.writes, [Write::Delete { key, expected: Revision(1), tenant }]);
     }

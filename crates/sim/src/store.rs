@@ -405,7 +405,14 @@ mod tests {
 
     #[test]
     fn a_full_disk_loses_the_commit_and_an_unconfirmed_one_keeps_it() {
-        let object = Object::Tenant(Tenant { id: "a".parse().unwrap(), created_at: TimeMs(1) });
+        let object = Object::Tenant(Tenant {
+            id: "tn-a".parse().unwrap(),
+            name: "a".parse().unwrap(),
+            created_at: TimeMs(1),
+            labels: Default::default(),
+            quota: Default::default(),
+            provider_networks: Default::default(),
+        });
         let writes = vec![Write::Put { object, expected: None }];
         let commit = Commit { revision: Revision(1), writes, ..Commit::default() };
         let mut store = Store::default();
