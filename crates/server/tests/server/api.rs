@@ -117,7 +117,8 @@ async fn another_tenants_vm_does_not_exist() {
     cluster.image("small").await;
     let vm = eventually("a host is known", async || acme.of::<Vm>().create(&small_vm("web")).await.ok()).await;
     // The same name in another tenant is another vm.
-    let other = globex.of::<Vm>().create(&small_vm("web")).await.unwrap();
+    let theirs = CreateVm { address: Some("10.78.0.12/24".to_owned()), ..small_vm("web") };
+    let other = globex.of::<Vm>().create(&theirs).await.unwrap();
     assert_ne!(vm.id, other.id);
     let (id, query) = (vm.id.as_str(), TenantQuery::default());
     let forged = TenantQuery { tenant: Some("acme".to_owned()) };

@@ -433,7 +433,8 @@ fn idle_vm() -> VmSample {
 }
 
 pub fn create_tenant(name: &str) -> CreateTenant {
-    CreateTenant::named(name.parse().unwrap())
+    let provider_networks = [("lan".parse().unwrap(), Vec::new())].into();
+    CreateTenant { provider_networks, ..CreateTenant::named(name.parse().unwrap()) }
 }
 
 pub fn create_image(name: &str, files: Vec<ImagePart>) -> CreateImage {

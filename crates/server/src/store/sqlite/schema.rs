@@ -29,6 +29,7 @@ fn migrator() -> Migrator {
         migration!(1, "0001_objects_and_events"),
         migration!(2, "0002_patterns"),
         migration!(3, "0003_records_changes_lease"),
+        migration!(4, "0004_idempotency"),
     ])
 }
 
